@@ -43,8 +43,8 @@ def repeat_last(candidates: Sequence[str], named: Sequence[str]) -> RankedList:
         candidates: The list to rank.
         named: The named items, the oldest first. Items that are not among them are tied.
     """
-    last = {item: float(place) for place, item in enumerate(named, 1)}
-    return by_score(candidates, {item: last.get(item, 0.0) for item in candidates})
+    last_position = {item: float(position) for position, item in enumerate(named, 1)}
+    return by_score(candidates, {item: last_position.get(item, 0.0) for item in candidates})
 
 
 def count_targets(targets: Iterable[Sequence[str]]) -> Counter[str]:

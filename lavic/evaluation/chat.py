@@ -84,17 +84,19 @@ def chat_section(chat: Mapping[str, Any]) -> Section:
     rows = [
         (
             name,
-            ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in about["answers"].items()),
-            f"{about['released_rule']['hit_rate']:.3f}",
-            f"{about['released_rule']['valid_ratio']:.3f}",
+            ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in counts["answers"].items()),
+            f"{counts['released_rule']['hit_rate']:.3f}",
+            f"{counts['released_rule']['valid_ratio']:.3f}",
         )
-        for name, about in chat["sets"].items()
+        for name, counts in chat["sets"].items()
     ]
-    took = f"{usage['requests']:,} answers took {usage['prompt_tokens']:,} + {usage['completion_tokens']:,} tokens"
+    usage_text = (
+        f"{usage['requests']:,} answers took {usage['prompt_tokens']:,} + {usage['completion_tokens']:,} tokens"
+    )
     cost = "" if usage["cost"] is None else f", cost {usage['cost']:.4g}"
     return Section(
         title="Chat model",
-        lead=f"{chat['model']} was asked for one ID. {took}{cost}; {cached['requests']:,} were kept from before.",
+        lead=f"{chat['model']} was asked for one ID. {usage_text}{cost}; {cached['requests']:,} were kept from before.",
         blocks=(
             Table(
                 columns=("Test set", "Answers", "HitRatio@1, released rule", "ValidRatio, released rule"),
@@ -125,23 +127,23 @@ def run_chat(
     arm = ChatArm()
     for test_set in test_sets:
         pairs = list(zip(test_set.conversations, test_set.lists, strict=True))
-        asked = [(conversation, listed) for conversation, listed in pairs if listed]
-        answers = endpoint.chat(_questions(asked, chosen, title, photo))
+        nonempty = [(conversation, candidates) for conversation, candidates in pairs if candidates]
+        answers = endpoint.chat(_questions(nonempty, chosen, title, photo))
         rankings: list[RankedList | None] = []
         counts: Counter[str] = Counter()
         fault = None
-        for _, listed in pairs:
-            if not listed:
+        for _, candidates in pairs:
+            if not candidates:
                 rankings.append(RankedList(ids=()))
                 counts["empty_list"] += 1
                 continue
             answer = next(answers)
-            ranking, kind = _ranking(answer, listed)
+            ranking, kind = _ranking(answer, candidates)
             rankings.append(ranking)
             counts[kind] += 1
             fault = fault or answer.fault
-        if fault is not None and counts["failed"] == len(asked):
-            raise EndpointError(f"--chat.model {chosen.model}: none of {len(asked):,} questions: {fault.message}")
+        if fault is not None and counts["failed"] == len(nonempty):
+            raise EndpointError(f"--chat.model {chosen.model}: none of {len(nonempty):,} questions: {fault.message}")
         arm.rankings[test_set.name], arm.answers[test_set.name] = rankings, counts
     arm.model, arm.usage = chosen.model, endpoint.usage.as_dict()
     return arm
@@ -158,8 +160,8 @@ def chat_question(
     """The message of one list: the conversation, then each candidate's ID and title, and its photo if there is one."""
     parts: list[str | Photo] = [f"Conversation:\n{_turns(conversation, max_characters)}\n\nProducts:\n"]
     for item in candidates:
-        words = " ".join(title(item).split())[:_MAX_TITLE] or "(no title)"
-        parts.append(f"{item}: {words}\n")
+        item_title = " ".join(title(item).split())[:_MAX_TITLE] or "(no title)"
+        parts.append(f"{item}: {item_title}\n")
         if photo is not None and (data := photo(item)) is not None:
             parts.append(Photo(data))
     return [*parts, _ASKED]
@@ -185,16 +187,16 @@ def parse_answer(text: str, candidates: Collection[str]) -> tuple[tuple[str, ...
 
 
 def _questions(
-    asked: Sequence[tuple[Conversation, Sequence[str]]],
+    pairs: Sequence[tuple[Conversation, Sequence[str]]],
     chosen: ChatSettings,
     title: Callable[[str], str],
     photo: Callable[[str], bytes | None],
 ) -> Iterator[ChatRequest]:
-    for conversation, listed in asked:
+    for conversation, candidates in pairs:
         yield ChatRequest(
             parts=chat_question(
                 conversation,
-                listed,
+                candidates,
                 title,
                 photo if chosen.photos else None,
                 max_characters=chosen.max_characters,
@@ -205,15 +207,15 @@ def _questions(
         )
 
 
-def _ranking(answer: ChatAnswer, listed: Sequence[str]) -> tuple[RankedList | None, str]:
+def _ranking(answer: ChatAnswer, candidates: Sequence[str]) -> tuple[RankedList | None, str]:
     if answer.fault is not None:
         return None, "failed"
-    ids, kind = parse_answer(answer.text, listed)
+    ids, kind = parse_answer(answer.text, candidates)
     if answer.refusal or answer.finish_reason == "content_filter":
         kind = "refused"
     elif not ids and answer.finish_reason == "length":
         kind = "cut"
-    return RankedList(ids=ids, text=answer.text, answer=released_answer(answer.text, listed)), kind
+    return RankedList(ids=ids, text=answer.text, answer=released_answer(answer.text, candidates)), kind
 
 
 def _turns(conversation: Conversation, max_characters: int) -> str:

@@ -87,28 +87,28 @@ def same_order(seed: Seed, first: Seed) -> PredictionSet:
     Raises:
         DataError: The two are of other conversations.
     """
-    rows, wanted = seed.rows, first.rows
-    place = {id: number for number, id in enumerate(rows.ids)}
-    known = set(wanted.ids)
+    rows, target = seed.rows, first.rows
+    row_of_id = {id: number for number, id in enumerate(rows.ids)}
+    first_ids = set(target.ids)
     for side, other, ids in (
-        (first, seed, [id for id in wanted.ids if id not in place]),
-        (seed, first, [id for id in rows.ids if id not in known]),
+        (first, seed, [id for id in target.ids if id not in row_of_id]),
+        (seed, first, [id for id in rows.ids if id not in first_ids]),
     ):
         if ids:
-            shown = ", ".join(ids[:SHOWN]) + (f" and {len(ids) - SHOWN:,} more" if len(ids) > SHOWN else "")
-            raise DataError(f"{side.source}: has conversations that {other.source} has not: {shown}")
-    order = [place[id] for id in wanted.ids]
+            examples = ", ".join(ids[:SHOWN]) + (f" and {len(ids) - SHOWN:,} more" if len(ids) > SHOWN else "")
+            raise DataError(f"{side.source}: has conversations that {other.source} has not: {examples}")
+    order = [row_of_id[id] for id in target.ids]
     for number, row in enumerate(order):
-        if set(rows.targets[row]) != set(wanted.targets[number]):
+        if set(rows.targets[row]) != set(target.targets[number]):
             raise DataError(
-                f"{seed.source} and {first.source} have other targets of the conversation {wanted.ids[number]}: they "
+                f"{seed.source} and {first.source} have other targets of the conversation {target.ids[number]}: they "
                 "are of other test files"
             )
     return PredictionSet(
         name=rows.name,
-        ids=wanted.ids,
+        ids=target.ids,
         targets=[rows.targets[row] for row in order],
         lists=[rows.lists[row] for row in order],
-        clusters=wanted.clusters,
+        clusters=target.clusters,
         rankings={arm: [ranked[row] for row in order] for arm, ranked in rows.rankings.items()},
     )

@@ -83,9 +83,9 @@ def _released(file: Path, text: str, test_set: TestSet, key: str | None) -> list
     if not all("context" in row and "gt_items" in row for row in rows):
         return _in_order(file, answers, test_set)
     # By content: a file may lack conversations. Conversations of equal content are taken in their order.
-    places: dict[str, list[int]] = defaultdict(list)
-    for place, conversation in reversed(list(enumerate(test_set.conversations))):
-        places[_content(conversation.turns, conversation.targets)].append(place)
+    rows_by_content: dict[str, list[int]] = defaultdict(list)
+    for number, conversation in reversed(list(enumerate(test_set.conversations))):
+        rows_by_content[_content(conversation.turns, conversation.targets)].append(number)
     rankings: list[RankedList | None] = [None] * len(test_set)
     unknown = []
     for record, row, answer in zip(records, rows, answers, strict=True):
@@ -93,9 +93,9 @@ def _released(file: Path, text: str, test_set: TestSet, key: str | None) -> list
             conversation = conversation_from_row(row, id="", index=0, file=str(file), line=record.line)
         except ValueError as error:
             raise DataError(f"{file}:{record.line}: {error}") from None
-        if waiting := places[_content(conversation.turns, conversation.targets)]:
-            place = waiting.pop()
-            rankings[place] = _ranking(answer, test_set.lists[place])
+        if numbers := rows_by_content[_content(conversation.turns, conversation.targets)]:
+            number = numbers.pop()
+            rankings[number] = _ranking(answer, test_set.lists[number])
         elif conversation.targets:
             unknown.append(record.line)
     if len(unknown) == len(rows):
@@ -114,8 +114,8 @@ def _in_order(file: Path, answers: Sequence[_Answer | None], test_set: TestSet) 
             f"{test_set.file}: add these keys, so that an answer's conversation is known"
         )
     return [
-        _ranking(answers[conversation.row], listed)
-        for conversation, listed in zip(test_set.conversations, test_set.lists, strict=True)
+        _ranking(answers[conversation.row], candidates)
+        for conversation, candidates in zip(test_set.conversations, test_set.lists, strict=True)
     ]
 
 
@@ -163,13 +163,13 @@ def _answer(
     return _Answer(text=text, ids=tuple(dict.fromkeys(item.strip() for item in items if item and item.strip())))
 
 
-def _ranking(answer: _Answer | None, listed: Sequence[str]) -> RankedList | None:
+def _ranking(answer: _Answer | None, candidates: Sequence[str]) -> RankedList | None:
     """An answer to a list; of a text alone the id that the released rule reads from it."""
     if answer is None:
         return None
     ids = answer.ids
     if ids is None:
-        read = released_answer(answer.text or "", listed)
+        read = released_answer(answer.text or "", candidates)
         ids = (read,) if read else ()
     text = " ".join(ids) if answer.text is None else answer.text
     return RankedList(ids=ids, text=text, answer=next(iter(ids), None))

@@ -41,7 +41,9 @@ class PredictionSet:
 
     def predictions(self, arm: str) -> list[Prediction]:
         """An arm's rankings, for the metrics; of `random` every list is one tie."""
-        rows = self.rankings.get(arm) or [RankedList(ids=listed, scores=(0.0,) * len(listed)) for listed in self.lists]
+        rows = self.rankings.get(arm) or [
+            RankedList(ids=candidates, scores=(0.0,) * len(candidates)) for candidates in self.lists
+        ]
         return [prediction(*row) for row in zip(self.targets, self.lists, rows, strict=True)]
 
     def cluster_numbers(self) -> NDArray[np.int64]:
@@ -49,12 +51,12 @@ class PredictionSet:
         return np.array(self.clusters, dtype=np.int64)
 
 
-def prediction(targets: Sequence[str], listed: Sequence[str], ranking: RankedList | None) -> Prediction:
+def prediction(targets: Sequence[str], candidates: Sequence[str], ranking: RankedList | None) -> Prediction:
     """One conversation's ranking, for the metrics; None, a conversation without a ranking, is a miss."""
     ranking = ranking or RankedList(ids=())
     return Prediction(
         targets=tuple(targets),
-        candidates=tuple(listed),
+        candidates=tuple(candidates),
         ranking=ranking.ids,
         scores=ranking.scores or ranking.logprobs,
         confidence=ranking.probabilities[0] if ranking.probabilities else None,
@@ -81,14 +83,14 @@ def write_predictions(
             clusters = test_set.clusters(cluster).tolist()
             for arm, ranked in rankings[test_set.name].items():
                 rows = zip(test_set.conversations, test_set.lists, clusters, ranked, strict=True)
-                for conversation, listed, number, ranking in rows:
+                for conversation, candidates, number, ranking in rows:
                     line: dict[str, Any] = {
                         "set": test_set.name,
                         "arm": arm,
                         "id": conversation.id,
                         "cluster": number,
                         "targets": conversation.targets,
-                        "candidates": listed,
+                        "candidates": candidates,
                         "ranking": None,
                         **({} if ranking is None else _fields(ranking)),
                     }
@@ -115,26 +117,26 @@ def read_predictions(folder: Path) -> dict[str, PredictionSet]:
     """
     path = folder / FILE
     sets: dict[str, PredictionSet] = {}
-    places: dict[tuple[str, str], int] = {}
+    row_of_id: dict[tuple[str, str], int] = {}
     for number, text in read_lines(path):
         if not text.strip():
             continue
         try:
             line = parse_json(text)
             group = sets.setdefault(line["set"], PredictionSet(name=line["set"]))
-            place = places.setdefault((line["set"], line["id"]), len(group.ids))
-            if place == len(group.ids):
+            row = row_of_id.setdefault((line["set"], line["id"]), len(group.ids))
+            if row == len(group.ids):
                 group.ids.append(line["id"])
                 group.targets.append(tuple(line["targets"]))
                 group.lists.append(tuple(line["candidates"]))
                 group.clusters.append(line["cluster"])
             rows = group.rankings.setdefault(line["arm"], [])
-            if len(rows) != place:
+            if len(rows) != row:
                 raise ValueError(f"the arm {line['arm']} has no line for the conversations before {line['id']}")
             rows.append(None if line["ranking"] is None else _ranking(line))
         except (KeyError, TypeError, ValueError) as error:
-            what = f"no key {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{path}:{number}: not a line of an evaluation ({what}): evaluate again") from None
+            problem = f"no key {error}" if isinstance(error, KeyError) else str(error)
+            raise DataError(f"{path}:{number}: not a line of an evaluation ({problem}): evaluate again") from None
     for group in sets.values():
         for arm, rows in group.rankings.items():
             if len(rows) != len(group.ids):

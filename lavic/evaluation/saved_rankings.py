@@ -48,24 +48,24 @@ class SavedRankings:
             return None
         try:
             with self._path(self._folder, inputs).open(encoding="utf-8") as file:
-                head = json.loads(next(file))
+                header = json.loads(next(file))
                 ranked = [_ranking(line) for line in file]
-                count, rows, group = head["orders"], head["rows"], head["group"]
+                count, rows, group = header["orders"], header["rows"], header["group"]
         except (OSError, ValueError, TypeError, KeyError, AttributeError, StopIteration):
             return None  # absent or damaged: the arm is ranked again
         if len(ranked) != count * rows:
             return None
         return ArmRankings(orders=[ranked[number * rows : (number + 1) * rows] for number in range(count)], group=group)
 
-    def put(self, inputs: Mapping[str, Any], made: ArmRankings) -> None:
+    def put(self, inputs: Mapping[str, Any], arm_rankings: ArmRankings) -> None:
         """Saves an arm's rankings. If that fails, it logs a warning, and the evaluation continues."""
         if self._folder is None:
             return
-        head = {"orders": len(made.orders), "rows": len(made.orders[0]), "group": made.group}
+        header = {"orders": len(arm_rankings.orders), "rows": len(arm_rankings.orders[0]), "group": arm_rankings.group}
         try:
             self._folder.mkdir(exist_ok=True)
             with atomic_open(self._path(self._folder, inputs)) as file:
-                for line in chain([head], (asdict(ranking) for order in made.orders for ranking in order)):
+                for line in chain([header], (asdict(ranking) for order in arm_rankings.orders for ranking in order)):
                     file.write(json.dumps(line).encode() + b"\n")
         except OSError as error:
             log.warning("%s: rankings are not saved (%s)", self._folder, error.strerror)
@@ -83,5 +83,5 @@ class SavedRankings:
 
 def _ranking(line: str) -> RankedList:
     fields: dict[str, Any] = json.loads(line)
-    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    return RankedList(**plain)
+    kwargs: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return RankedList(**kwargs)

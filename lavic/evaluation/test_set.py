@@ -89,14 +89,14 @@ class TestSet:
         lists, dropped = [], 0
         for row in scored:
             listed = tuple(dict.fromkeys(row.candidates[candidates]))
-            known = tuple(item for item in listed if all(item in store for store in stores))
-            if missing == "refuse" and len(known) < len(listed):
+            stored = tuple(item for item in listed if all(item in store for store in stores))
+            if missing == "refuse" and len(stored) < len(listed):
                 raise DataError(_not_in_store(row, listed, stores))
-            dropped += len(listed) - len(known)
-            lists.append(known)
+            dropped += len(listed) - len(stored)
+            lists.append(stored)
         if not any(lists):
-            after = " without the items that are not in the store" if dropped else ""
-            raise DataError(f"{file}: every list `{candidates}` is empty{after}")
+            condition = " without the items that are not in the store" if dropped else ""
+            raise DataError(f"{file}: every list `{candidates}` is empty{condition}")
         left_out = {"conversations_without_target": len(rows) - len(scored), "candidates_not_in_store": dropped}
         left_out["empty_lists"] = lists.count(())
         return cls(
@@ -115,21 +115,21 @@ class TestSet:
     @cached_property
     def items(self) -> list[str]:
         """The distinct candidates of all lists."""
-        return list(dict.fromkeys(item for listed in self.lists for item in listed))
+        return list(dict.fromkeys(item for candidates in self.lists for item in candidates))
 
     @cached_property
     def digest(self) -> str:
         """Of the conversations and their lists, as they are ranked."""
         digest = hashlib.sha256(self.sha256.encode())
-        for conversation, listed in zip(self.conversations, self.lists, strict=True):
-            digest.update(json.dumps([conversation.id, listed]).encode())
+        for conversation, candidates in zip(self.conversations, self.lists, strict=True):
+            digest.update(json.dumps([conversation.id, candidates]).encode())
         return digest.hexdigest()
 
     def predictions(self, rankings: Sequence[RankedList | None]) -> list[Prediction]:
         """Predictions from rankings, one per conversation; None, a conversation without a ranking, is a miss."""
         return [
-            prediction(conversation.targets, listed, ranking)
-            for conversation, listed, ranking in zip(self.conversations, self.lists, rankings, strict=True)
+            prediction(conversation.targets, candidates, ranking)
+            for conversation, candidates, ranking in zip(self.conversations, self.lists, rankings, strict=True)
         ]
 
     def clusters(self, by: ClusterBy = "both") -> NDArray[np.int64]:
@@ -158,10 +158,12 @@ class TestSet:
         return dict(zip(self.lists[row], items, strict=True))
 
 
-def _not_in_store(row: Conversation, listed: Sequence[str], stores: Sequence[ItemStore]) -> str:
-    store, absent = next((store, ids) for store in stores if (ids := [item for item in listed if item not in store]))
-    more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+def _not_in_store(row: Conversation, candidates: Sequence[str], stores: Sequence[ItemStore]) -> str:
+    store, absent = next(
+        (store, ids) for store in stores if (ids := [item for item in candidates if item not in store])
+    )
+    suffix = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
     return (
-        f"{row.place}: candidate {absent[0]}{more} of {len(listed)} is not in the item store "
+        f"{row.place}: candidate {absent[0]}{suffix} of {len(candidates)} is not in the item store "
         f"{store.folder}: embed its photo, or drop such candidates with --missing drop"
     )

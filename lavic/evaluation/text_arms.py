@@ -31,12 +31,14 @@ def read_candidate_texts(
     Raises:
         DataError: A file cannot be read, or has the text of no candidate.
     """
-    wanted = {item for test_set in test_sets for item in test_set.items}
-    texts = {item.id: _readable(item_text(item, fields)) for item in read_items(paths) if item.id in wanted}
+    candidates = {item for test_set in test_sets for item in test_set.items}
+    texts = {item.id: _readable(item_text(item, fields)) for item in read_items(paths) if item.id in candidates}
     texts = {item: text for item, text in texts.items() if text.strip()}
     if not texts:
         names = ", ".join(map(str, paths))
-        raise DataError(f"{names}: the text of none of the {len(wanted):,} candidates is in it: name another catalogue")
+        raise DataError(
+            f"{names}: the text of none of the {len(candidates):,} candidates is in it: name another catalogue"
+        )
     return texts
 
 
@@ -61,22 +63,22 @@ def rank_bm25(test_set: TestSet, texts: Mapping[str, str]) -> list[RankedList]:
         import bm25s
     except ImportError:
         raise LaunchError("bm25s is not installed: pip install 'lavic[evaluate]'") from None
-    words = words_of()
-    documents = {item: words(texts[item]) for item in test_set.items if item in texts}
+    split_words = words_of()
+    documents = {item: split_words(texts[item]) for item in test_set.items if item in texts}
     documents = {item: document for item, document in documents.items() if document}
     if not documents:
-        return [by_score(listed, {}) for listed in test_set.lists]
+        return [by_score(candidates, {}) for candidates in test_set.lists]
     index = bm25s.BM25()
     index.index(list(documents.values()), show_progress=False)
-    place = {item: row for row, item in enumerate(documents)}
+    row_of_item = {item: row for row, item in enumerate(documents)}
     known = frozenset(word for document in documents.values() for word in document)
 
     def scores(row: int) -> dict[str, float]:
-        query = [word for word in words(plain(query_text(test_set.conversations[row]))) if word in known]
-        values = index.get_scores(query) if query else np.zeros(len(place))
-        return {item: float(values[place[item]]) if item in place else 0.0 for item in test_set.lists[row]}
+        query = [word for word in split_words(plain(query_text(test_set.conversations[row]))) if word in known]
+        values = index.get_scores(query) if query else np.zeros(len(row_of_item))
+        return {item: float(values[row_of_item[item]]) if item in row_of_item else 0.0 for item in test_set.lists[row]}
 
-    return [by_score(listed, scores(row)) for row, listed in enumerate(test_set.lists)]
+    return [by_score(candidates, scores(row)) for row, candidates in enumerate(test_set.lists)]
 
 
 def rank_dense(test_set: TestSet, texts: Mapping[str, str], dense: DenseSettings) -> list[RankedList]:
@@ -91,14 +93,16 @@ def rank_dense(test_set: TestSet, texts: Mapping[str, str], dense: DenseSettings
     """
     ids = [item for item in test_set.items if item in texts]
     if not ids:
-        return [by_score(listed, {}) for listed in test_set.lists]
+        return [by_score(candidates, {}) for candidates in test_set.lists]
     encoder = SentenceEncoder(dense_settings(dense), batch_size=dense.batch_size)
     vectors = _unit(encoder.documents([texts[item] for item in ids]))
     queries = _unit(encoder.queries([_readable(query_text(conversation)) for conversation in test_set.conversations]))
-    place = {item: row for row, item in enumerate(ids)}
+    row_of_item = {item: row for row, item in enumerate(ids)}
     return [
-        by_score(listed, {item: float(vectors[place[item]] @ query) for item in listed if item in place})
-        for listed, query in zip(test_set.lists, queries, strict=True)
+        by_score(
+            candidates, {item: float(vectors[row_of_item[item]] @ query) for item in candidates if item in row_of_item}
+        )
+        for candidates, query in zip(test_set.lists, queries, strict=True)
     ]
 
 

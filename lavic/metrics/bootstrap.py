@@ -187,10 +187,10 @@ class Bootstrap:
         columns += [ratio.denominator for ratio in metrics.values()]
         binned = np.array([ratio.bins is not None for ratio in metrics.values()])[owner]
         starts = np.searchsorted(owner, np.arange(len(metrics)))
-        sums = np.stack([np.bincount(self.clusters, column, self.count) for column in columns], axis=1)
+        cluster_sums = np.stack([np.bincount(self.clusters, column, self.count) for column in columns], axis=1)
         values: list[Floats] = []
         for weights in self._weights():
-            drawn = weights @ sums
+            drawn = weights @ cluster_sums
             numerators = np.add.reduceat(np.where(binned, np.abs(drawn[:, :width]), drawn[:, :width]), starts, axis=1)
             with np.errstate(invalid="ignore", divide="ignore"):
                 values.append(numerators / drawn[:, width:])

@@ -37,9 +37,11 @@ class RandomOrders:
             for target in candidates.intersection(counts):
                 rows.append(row)
                 repeats.append(counts[target])
-        self._sizes, self._targets, self._pairs = (np.array(each, dtype=np.int64) for each in (sizes, targets, pairs))
+        self._sizes, self._targets, self._pairs = (
+            np.array(column, dtype=np.int64) for column in (sizes, targets, pairs)
+        )
         # Of each listed target: its conversation, and how often that has it.
-        self._rows, self._repeats = (np.array(each, dtype=np.int64) for each in (rows, repeats))
+        self._rows, self._repeats = (np.array(column, dtype=np.int64) for column in (rows, repeats))
         self._listed = np.bincount(self._rows, minlength=len(sizes))
 
     def expectation(self) -> dict[str, Ratio]:
@@ -66,13 +68,13 @@ class RandomOrders:
             level: Share of the draws inside the interval.
             seed: Seed of the draws.
         """
-        sums = self._drawn_sums(draws, np.random.default_rng(seed))
+        drawn_sums = self._drawn_sums(draws, np.random.default_rng(seed))
         tail = (1 - level) / 2
         intervals = {}
         for name, ratio in self.expectation().items():
             total = float(ratio.denominator.sum())
             # The share of valid items is the same in every order.
-            scores = sums[name] if name in sums else np.full(draws, ratio.numerator.sum())
+            scores = drawn_sums[name] if name in drawn_sums else np.full(draws, ratio.numerator.sum())
             low, high = np.quantile(scores, (tail, 1 - tail)) / total if total else (np.nan, np.nan)
             n = int(np.count_nonzero(ratio.denominator))
             intervals[name] = Interval(value=ratio.value, low=float(low), high=float(high), n=n)
@@ -81,22 +83,22 @@ class RandomOrders:
     def _drawn_sums(self, draws: int, rng: np.random.Generator) -> dict[str, Floats]:
         """[draws] the sum over conversations of each metric, in random orders."""
         kinds, kind_of = np.unique(np.stack([self._targets[self._rows], self._repeats]), axis=1, return_inverse=True)
-        places = DEPTH + 1  # the last one: any rank behind
+        num_ranks = DEPTH + 1  # the last one: any rank behind
         longest = int(self._sizes.max())
-        counts = np.zeros((draws, kinds.shape[1] * places))
-        firsts = np.zeros((draws, longest))
-        for listed in np.unique(self._listed[self._listed > 0]).tolist():
-            members = np.flatnonzero(self._listed == listed)
-            offsets = places * kind_of.ravel()[np.isin(self._rows, members)].reshape(len(members), listed)
+        counts = np.zeros((draws, kinds.shape[1] * num_ranks))
+        first_rank_counts = np.zeros((draws, longest))
+        for num_listed in np.unique(self._listed[self._listed > 0]).tolist():
+            members = np.flatnonzero(self._listed == num_listed)
+            offsets = num_ranks * kind_of.ravel()[np.isin(self._rows, members)].reshape(len(members), num_listed)
             step = max(1, _CHUNK // offsets.size)
             for start in range(0, draws, step):
                 size = min(step, draws - start)
-                ranks = _distinct_ranks(self._sizes[members], listed, size, rng)
+                ranks = _distinct_ranks(self._sizes[members], num_listed, size, rng)
                 counts[start : start + size] += _histogram(np.minimum(ranks, DEPTH) + offsets, counts.shape[1])
-                firsts[start : start + size] += _histogram(ranks.min(-1), longest)
-        sums = {name: counts @ numerator for name, numerator in _by_rank(*kinds).items()}
-        sums["mrr"] = firsts @ (1.0 / np.arange(1, longest + 1))
-        return sums
+                first_rank_counts[start : start + size] += _histogram(ranks.min(-1), longest)
+        metric_sums = {name: counts @ numerator for name, numerator in _by_rank(*kinds).items()}
+        metric_sums["mrr"] = first_rank_counts @ (1.0 / np.arange(1, longest + 1))
+        return metric_sums
 
     def _relevance(self, relevance: Floats, *, reciprocal_rank: Floats, pair_hits: Floats) -> Relevance:
         unknown = np.full(len(self._sizes), np.nan)
@@ -140,14 +142,14 @@ def _by_rank(targets: Ints, repeats: Ints) -> dict[str, Floats]:
     return {name: ratio.numerator for name, ratio in metrics.items() if name != "valid_ratio"}
 
 
-def _distinct_ranks(sizes: Ints, listed: int, draws: int, rng: np.random.Generator) -> Ints:
-    """[draws, n, listed] ranks from 0 of the listed targets in random orders of lists of these sizes."""
-    ranks = np.empty((draws, len(sizes), listed), dtype=np.int64)
-    for number in range(listed):
+def _distinct_ranks(sizes: Ints, num_listed: int, draws: int, rng: np.random.Generator) -> Ints:
+    """[draws, n, num_listed] ranks from 0 of the listed targets in random orders of lists of these sizes."""
+    ranks = np.empty((draws, len(sizes), num_listed), dtype=np.int64)
+    for number in range(num_listed):
         rank = (rng.random((draws, len(sizes))) * (sizes - number)).astype(np.int64)
         # Drawn among the ranks that are left: a rank moves behind each taken one that it reaches, the first one first.
-        for taken in np.moveaxis(np.sort(ranks[..., :number], axis=-1), -1, 0):
-            rank += rank >= taken
+        for taken_ranks in np.moveaxis(np.sort(ranks[..., :number], axis=-1), -1, 0):
+            rank += rank >= taken_ranks
         ranks[..., number] = rank
     return ranks
 

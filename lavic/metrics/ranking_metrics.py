@@ -78,8 +78,8 @@ class Ratio:
         total = float(self.denominator.sum())
         if not total:
             return float("nan")
-        sums = [float(part.sum()) for part in self.parts]
-        return (sum(sums) if self.bins is None else sum(map(abs, sums))) / total
+        part_sums = [float(part.sum()) for part in self.parts]
+        return (sum(part_sums) if self.bins is None else sum(map(abs, part_sums))) / total
 
     @property
     def parts(self) -> list[Floats]:
@@ -99,7 +99,7 @@ def compute_metrics(judged: Relevance) -> dict[str, Ratio]:
     length = relevance.shape[-1]
     first = relevance[..., 0]
     ones = np.ones(len(targets))
-    listed = (judged.num_listed > 0).astype(np.float64)
+    has_listed_target = (judged.num_listed > 0).astype(np.float64)
 
     def ndcg(k: int) -> Floats:
         best = np.cumsum(_discounts(k))[np.minimum(targets, k) - 1]
@@ -107,7 +107,7 @@ def compute_metrics(judged: Relevance) -> dict[str, Ratio]:
 
     metrics = {
         "hit_rate": Ratio(first, ones),
-        "hit_rate_in_list": Ratio(first * listed, listed),
+        "hit_rate_in_list": Ratio(first * has_listed_target, has_listed_target),
         "recall_micro": Ratio(judged.pair_hits, judged.num_pairs.astype(np.float64)),
         **{f"recall_at_{k}": Ratio(relevance[..., :k].sum(-1) / targets, ones) for k in RECALL_AT},
         "mrr": Ratio(judged.reciprocal_rank, ones),
@@ -148,10 +148,10 @@ def ceilings(judged: Relevance) -> dict[str, Ratio]:
         for each of these over all (conversation, target) pairs, the upper bound of `recall_micro` on files that repeat
         no target in a row.
     """
-    listed = (judged.num_listed > 0).astype(np.float64)
+    has_listed_target = (judged.num_listed > 0).astype(np.float64)
     return {
-        "row": Ratio(listed, np.ones(len(listed))),
-        "micro": Ratio(listed, judged.num_pairs.astype(np.float64)),
+        "row": Ratio(has_listed_target, np.ones(len(has_listed_target))),
+        "micro": Ratio(has_listed_target, judged.num_pairs.astype(np.float64)),
     }
 
 

@@ -39,10 +39,10 @@ def mcnemar(first: Sequence[bool] | Floats, second: Sequence[bool] | Floats) -> 
         raise ValueError(f"the models have {a.size} and {b.size} conversations: a paired test needs the same ones")
     first_only, second_only = int((a & ~b).sum()), int((~a & b).sum())
     n, least = first_only + second_only, min(first_only, second_only)
-    tail, ways = 0, 1  # ways: C(n, wins)
+    tail, num_ways = 0, 1  # num_ways: C(n, wins)
     for wins in range(least + 1):
-        tail += ways
-        ways = ways * (n - wins) // (wins + 1)
+        tail += num_ways
+        num_ways = num_ways * (n - wins) // (wins + 1)
     return McNemar(first_only=first_only, second_only=second_only, p=min(1.0, 2 * tail / 2**n))
 
 
@@ -65,19 +65,19 @@ def permutation_test(
     """
     if not np.array_equal(first.denominator, second.denominator):
         raise ValueError("a paired test needs the same conversations")
-    sums = np.bincount(cluster_numbers(clusters.tolist()), first.numerator - second.numerator)
-    sums = sums[np.abs(sums) > 1e-12]
-    observed = abs(float(sums.sum())) - 1e-9
-    if not len(sums):
+    cluster_sums = np.bincount(cluster_numbers(clusters.tolist()), first.numerator - second.numerator)
+    cluster_sums = cluster_sums[np.abs(cluster_sums) > 1e-12]
+    observed = abs(float(cluster_sums.sum())) - 1e-9
+    if not len(cluster_sums):
         return 1.0
-    if 2 ** len(sums) <= draws:
-        signs = 1.0 - 2.0 * ((np.arange(2 ** len(sums))[:, None] >> np.arange(len(sums))) & 1)
-        return float((np.abs(signs @ sums) >= observed).mean())
+    if 2 ** len(cluster_sums) <= draws:
+        signs = 1.0 - 2.0 * ((np.arange(2 ** len(cluster_sums))[:, None] >> np.arange(len(cluster_sums))) & 1)
+        return float((np.abs(signs @ cluster_sums) >= observed).mean())
     rng = np.random.default_rng(seed)
-    chunk, extreme = max(1, 4_000_000 // len(sums)), 0
+    chunk, extreme = max(1, 4_000_000 // len(cluster_sums)), 0
     for start in range(0, draws, chunk):
-        signs = 1.0 - 2.0 * rng.integers(0, 2, (min(chunk, draws - start), len(sums)))
-        extreme += int((np.abs(signs @ sums) >= observed).sum())
+        signs = 1.0 - 2.0 * rng.integers(0, 2, (min(chunk, draws - start), len(cluster_sums)))
+        extreme += int((np.abs(signs @ cluster_sums) >= observed).sum())
     return (extreme + 1) / (draws + 1)
 
 

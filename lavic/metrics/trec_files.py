@@ -30,16 +30,16 @@ def read_run(path: str | Path) -> dict[str, list[tuple[str, float]]]:
     """
     run: dict[str, dict[str, float]] = {}
     for number, line in read_lines(path):
-        words = line.split()
-        if not words:
+        columns = line.split()
+        if not columns:
             continue
-        if len(words) != 6:
+        if len(columns) != 6:
             raise DataError(
-                f"{path}:{number}: {len(words)} columns where a TREC run has 6: query, Q0, item, rank, score, tag"
+                f"{path}:{number}: {len(columns)} columns where a TREC run has 6: query, Q0, item, rank, score, tag"
             )
-        query, item, score = plain(words[0]), plain(words[2]), _score(words[4])
+        query, item, score = plain(columns[0]), plain(columns[2]), _score(columns[4])
         if score is None:
-            raise DataError(f"{path}:{number}: the score {words[4][:20]!r} is not a number")
+            raise DataError(f"{path}:{number}: the score {columns[4][:20]!r} is not a number")
         items = run.setdefault(query, {})
         if item in items:
             raise DataError(f"{path}:{number}: {item} is there twice for the query {query}")

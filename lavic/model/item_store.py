@@ -182,19 +182,19 @@ class ItemStore:
             )
         self._checked[number] = True
 
-    def count(self, id: str, most: int | None = None) -> int:
-        """The number of an item's tokens, at most `most`."""
+    def count(self, id: str, max_tokens: int | None = None) -> int:
+        """The number of an item's tokens, at most `max_tokens`."""
         views = self._item(id).views or self.manifest.views
-        return views if most is None else min(views, most)
+        return views if max_tokens is None else min(views, max_tokens)
 
-    def tokens(self, ids: Sequence[str], most: int | None = None) -> torch.Tensor:
-        """The concatenated tokens of items, of each at most the first `most`, [tokens, d_vision].
+    def tokens(self, ids: Sequence[str], max_tokens: int | None = None) -> torch.Tensor:
+        """The concatenated tokens of items, of each at most the first `max_tokens`, [tokens, d_vision].
 
         Raises:
             DataError: An item is not in the store; names the ids.
         """
-        rows = self.lookup(ids)[:, :most]
-        counts = [self.count(id, most) for id in ids]
+        rows = self.lookup(ids)[:, :max_tokens]
+        counts = [self.count(id, max_tokens) for id in ids]
         if all(count == rows.shape[1] for count in counts):
             return rows.flatten(0, 1)
         return torch.cat([views[:count] for views, count in zip(rows, counts, strict=True)])

@@ -77,9 +77,9 @@ class CandidateSearch:
             return
         record = self.index.manifest.methods[TOKENS]
         check_retriever(record.settings)
-        if gone := set(record.parts).difference(self.store.manifest.part_digests):
+        if missing := set(record.parts).difference(self.store.manifest.part_digests):
             raise DataError(
-                f"{self.index.folder}: items of {self.store.folder} were embedded again ({len(gone)} of its parts) "
+                f"{self.index.folder}: items of {self.store.folder} were embedded again ({len(missing)} of its parts) "
                 "since the vectors of `tokens` were made: run the `lavic retrieve` that made the index again, with "
                 f"--store {self.store.folder}: it makes what has changed"
             )

@@ -48,7 +48,7 @@ def _turns(messages: Sequence[str | Turn | Mapping[str, Any]], name: str) -> lis
     turns: list[Turn] = []
     asked = False
     for number, message in enumerate(messages):
-        place = f"{name}[{number}]"
+        location = f"{name}[{number}]"
         if isinstance(message, str):
             from_seeker, text = not turns, as_text(message)
         elif isinstance(message, Turn):
@@ -58,25 +58,27 @@ def _turns(messages: Sequence[str | Turn | Mapping[str, Any]], name: str) -> lis
             if role in INSTRUCTIONS:
                 continue
             if role not in (*SEEKERS, *OTHERS):
-                raise DataError(f"{place}: role {role!r}; use one of {', '.join((*SEEKERS, *OTHERS, *INSTRUCTIONS))}")
-            from_seeker, text = role in SEEKERS, _content(message.get("content"), place)
+                raise DataError(
+                    f"{location}: role {role!r}; use one of {', '.join((*SEEKERS, *OTHERS, *INSTRUCTIONS))}"
+                )
+            from_seeker, text = role in SEEKERS, _content(message.get("content"), location)
         else:
-            raise DataError(f"{place}: {type(message).__name__} where text or a message was expected")
+            raise DataError(f"{location}: {type(message).__name__} where text or a message was expected")
         if text:
             turns.append(Turn("seeker" if from_seeker and not asked else "comment", text))
             asked = asked or from_seeker
     return turns
 
 
-def _content(content: Any, place: str) -> str:
+def _content(content: Any, location: str) -> str:
     """The words of a chat message: text, or a list of parts of type `text`."""
     if content is None or isinstance(content, str):
         return as_text(content)
     if not isinstance(content, Sequence):
-        raise DataError(f"{place}: `content` is neither text nor a list of parts")
+        raise DataError(f"{location}: `content` is neither text nor a list of parts")
     texts = []
     for part in content:
         if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise DataError(f"{place}: a part of `content` is not text; only words are read")
+            raise DataError(f"{location}: a part of `content` is not text; only words are read")
         texts.append(part["text"])
     return as_text("\n".join(texts))

@@ -118,14 +118,14 @@ class ConversationRecord:
         tail = os.pread(file, size - start, start)
         if not tail or tail.endswith(b"\n"):
             return size
-        begin = tail.rfind(b"\n") + 1
+        last_line_start = tail.rfind(b"\n") + 1
         try:
-            json.loads(tail[begin:])
+            json.loads(tail[last_line_start:])
         except ValueError:
-            if not begin and start:
+            if not last_line_start and start:
                 raise LavicError(f"{self.path}: not a file of conversations; name another one with --record") from None
             log.warning("%s: its last line was cut; it is removed", self.path)
-            os.ftruncate(file, start + begin)
-            return start + begin
+            os.ftruncate(file, start + last_line_start)
+            return start + last_line_start
         os.write(file, b"\n")
         return size + 1

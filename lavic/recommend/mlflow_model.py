@@ -87,8 +87,13 @@ class RecommenderModel(PythonModel):
         return [
             {
                 "items": [
-                    {"id": each.id, "title": each.title, "probability": each.probability, "scores": dict(each.scores)}
-                    for each in answer
+                    {
+                        "id": recommendation.id,
+                        "title": recommendation.title,
+                        "probability": recommendation.probability,
+                        "scores": dict(recommendation.scores),
+                    }
+                    for recommendation in answer
                 ],
                 "candidates": answer.candidates,
                 "none": answer.none,

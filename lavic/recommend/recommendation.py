@@ -83,12 +83,12 @@ def not_in_store(
     missing: Sequence[str], store: ItemStore, *, name: str = "the item store", remedy: str = "drop it from the list"
 ) -> str:
     """The error message for items that a store, called `name`, lacks; `remedy`: what to do besides embedding them."""
-    more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    suffix = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     if missing[0].upper() in store:
         hint = f"did you mean {missing[0].upper()}?"
     else:
         hint = f"embed its photo first, or {remedy}"
-    return f"{shown_id(missing[0])}{more} {'are' if more else 'is'} not in {name}: {hint}"
+    return f"{shown_id(missing[0])}{suffix} {'are' if suffix else 'is'} not in {name}: {hint}"
 
 
 def shown_id(item: str) -> str:

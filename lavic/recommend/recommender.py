@@ -180,12 +180,12 @@ class Recommender:
                     "an index with `lavic retrieve` and give it as --index"
                 )
             return CheckedQuery(conversation, None, query.k, exclude)
-        listed = tuple(dict.fromkeys(query.candidates))
-        if not listed:
+        candidates = tuple(dict.fromkeys(query.candidates))
+        if not candidates:
             raise DataError("candidates: an empty list; name item ids, or leave it out to search the whole catalogue")
-        if missing := [item for item in listed if item not in self.store]:
+        if missing := [item for item in candidates if item not in self.store]:
             raise DataError(f"candidates: {not_in_store(missing, self.store)}")
-        return CheckedQuery(conversation, tuple(item for item in listed if item not in exclude), query.k, exclude)
+        return CheckedQuery(conversation, tuple(item for item in candidates if item not in exclude), query.k, exclude)
 
     def prompts(self, query: CheckedQuery) -> int:
         """About how many prompts a query takes: more than one if its list is ranked in groups."""

@@ -56,13 +56,18 @@ def make_index(chosen: RetrieveSettings, make: Make | None = None) -> IndexManif
                 counts=rows.counts,
             )
         _print_index(chosen.index, manifest)
-        others = [
+        unrequested = [
             recorded_builder(name, record, chosen, make)
             for name, record in (before.methods if before is not None else {}).items()
             if name not in chosen.methods
         ]
         return add_methods(
-            chosen.index, manifest, builders(chosen, make), before, approximate=chosen.approximate, others=others
+            chosen.index,
+            manifest,
+            builders(chosen, make),
+            before,
+            approximate=chosen.approximate,
+            unrequested=unrequested,
         )
 
 
@@ -71,12 +76,12 @@ def _complete_index(chosen: RetrieveSettings) -> IndexManifest | None:
     if not (chosen.index / FILE).is_file():
         return None
     manifest = IndexManifest.read(chosen.index)
-    same = not chosen.items or (
+    same_methods = not chosen.items or (
         manifest.text == as_recorded(flatten(chosen.text))
         and bool(manifest.catalogue_files)  # a catalogue that is elsewhere is read to tell
         and manifest.catalogue_files == files_state(chosen.items, chosen.store)
     )
-    made = all(
+    all_complete = all(
         (record := manifest.methods.get(builder.name)) is not None
         and identity(record.settings) == identity(as_recorded(builder.settings))
         and not out_of_date(record, builder)
@@ -84,7 +89,7 @@ def _complete_index(chosen: RetrieveSettings) -> IndexManifest | None:
         and (record.kind == "bm25" or searches_as(record, chosen.approximate))
         for builder in builders(chosen)
     )
-    return manifest if same and made and open_table(chosen.index, manifest) is not None else None
+    return manifest if same_methods and all_complete and open_table(chosen.index, manifest) is not None else None
 
 
 def _record_places(chosen: RetrieveSettings, manifest: IndexManifest) -> None:
@@ -122,7 +127,8 @@ def _check_store(chosen: RetrieveSettings) -> None:
 
 def _print_index(folder: Path, manifest: IndexManifest) -> None:
     left_out = {reason: count for reason, count in manifest.counts.items() if count and reason != "rows"}
-    why = "".join(f"; {reason} {count:,}" for reason, count in left_out.items())
+    reasons = "".join(f"; {reason} {count:,}" for reason, count in left_out.items())
     print(
-        f"{folder}: {manifest.items:,} items of {manifest.counts.get('rows', manifest.items):,} rows{why}", flush=True
+        f"{folder}: {manifest.items:,} items of {manifest.counts.get('rows', manifest.items):,} rows{reasons}",
+        flush=True,
     )

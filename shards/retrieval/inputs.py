@@ -50,14 +50,14 @@ def read_inputs(chosen: RetrieveSettings) -> list[Input]:
     if chosen.is_file and len(paths) > 1:
         raise ConfigError(f"--out {chosen.out}: a file holds one conversation file, not {len(paths)}: name a folder")
     names = set_names(paths)
-    outs = [chosen.out] if chosen.is_file else [chosen.out / f"{name}.jsonl" for name in names]
-    if len(set(outs)) < len(outs):
+    outputs = [chosen.out] if chosen.is_file else [chosen.out / f"{name}.jsonl" for name in names]
+    if len(set(outputs)) < len(outputs):
         raise ConfigError(
             "--conversations: two files have the same name, and their folders too: give each its own --out"
         )
-    _check_outs(chosen, outs)
+    _check_outputs(chosen, outputs)
     inputs = []
-    for name, path, out in zip(names, paths, outs, strict=True):
+    for name, path, out in zip(names, paths, outputs, strict=True):
         with open_bytes(path) as file:
             data = file.read()
         text = decode_text(data, path)
@@ -74,7 +74,7 @@ def read_inputs(chosen: RetrieveSettings) -> list[Input]:
     return inputs
 
 
-def _check_outs(chosen: RetrieveSettings, outs: Sequence[Path]) -> None:
+def _check_outputs(chosen: RetrieveSettings, outputs: Sequence[Path]) -> None:
     """Refuses to write over an input, or over a file that the command keeps in OUT.
 
     Raises:
@@ -82,7 +82,7 @@ def _check_outs(chosen: RetrieveSettings, outs: Sequence[Path]) -> None:
     """
     sources = [as_path(path) for path in (*chosen.conversations, *find_files(chosen.items))]
     present = [path for path in sources if not is_remote(path) and path.exists()]
-    for out in outs:
+    for out in outputs:
         if out.exists() and any(out.samefile(path) for path in present):
             raise ConfigError(f"--out {out}: is an input too: use another one")
         if out.parent == chosen.folder and out.name == JOURNAL_FILE:

@@ -119,8 +119,8 @@ def search_all(
             continue
         part_rows = waiting.pop(number)
         for name in chosen.methods:
-            for place, row in enumerate(rows_of[number]):
-                best = index.merge([part[name][place] for part in part_rows], counts[row])
+            for position, row in enumerate(rows_of[number]):
+                best = index.merge([part[name][position] for part in part_rows], counts[row])
                 (lists[name][row],) = index.hits([best], k, [exclude[row]])
         done(len(rows_of[number]))
     return lists

@@ -22,9 +22,9 @@ CHUNK = 4096
 class BlankTokens(StoredTokens):
     """Every item has the same tokens: the mean of all candidates', view by view."""
 
-    def __init__(self, model: nn.Module, store: ItemStore, most: int | None, items: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, store: ItemStore, max_tokens: int | None, items: Sequence[str]) -> None:
         """Reads the tokens of `items`, the distinct candidates of a test set, once."""
-        super().__init__(model, store, most)
+        super().__init__(model, store, max_tokens)
         self.mean, self.deviation = _moments(store, items)
 
     def raw(self, items: Sequence[str]) -> torch.Tensor:
@@ -37,8 +37,10 @@ class NoiseTokens(BlankTokens):
     An item's tokens depend on the seed and its id alone.
     """
 
-    def __init__(self, model: nn.Module, store: ItemStore, most: int | None, items: Sequence[str], seed: int) -> None:
-        super().__init__(model, store, most, items)
+    def __init__(
+        self, model: nn.Module, store: ItemStore, max_tokens: int | None, items: Sequence[str], seed: int
+    ) -> None:
+        super().__init__(model, store, max_tokens, items)
         self.seed = seed
 
     def raw(self, items: Sequence[str]) -> torch.Tensor:

@@ -13,10 +13,10 @@ from lavic.recommend.ranking.ranked_list import RankedList
 
 def reordered(test_set: TestSet, row: int, number: int, seed: int) -> tuple[str, ...]:
     """A list in order `number`: 0 is the file's, the others are random, of the seed and the conversation's id."""
-    listed = list(test_set.lists[row])
+    candidates = list(test_set.lists[row])
     if number:
-        random.Random(f"{seed}/order/{number}/{test_set.conversations[row].id}").shuffle(listed)
-    return tuple(listed)
+        random.Random(f"{seed}/order/{number}/{test_set.conversations[row].id}").shuffle(candidates)
+    return tuple(candidates)
 
 
 def average(rankings: Sequence[RankedList]) -> RankedList:
@@ -65,16 +65,16 @@ def order_bias(test_set: TestSet, orders: Sequence[Sequence[RankedList]], seed: 
         rates.append(sum(hits) / len(hits))
     mean = math.fsum(rates) / len(rates)
     deviation = math.sqrt(math.fsum((rate - mean) ** 2 for rate in rates) / (len(rates) - 1))
-    firsts = [[ranking.ids[:1] for ranking in ranked] for ranked in orders]
-    same = sum(all(first == rows[0] for first in rows) for rows in zip(*firsts, strict=True))
-    lengths = [len(listed) for listed in test_set.lists if listed]
+    first_items = [[ranking.ids[:1] for ranking in ranked] for ranked in orders]
+    num_same_first = sum(all(first == rows[0] for first in rows) for rows in zip(*first_items, strict=True))
+    lengths = [len(candidates) for candidates in test_set.lists if candidates]
     length = max(set(lengths), key=lambda size: (lengths.count(size), size))
     counts = [0] * length
     for number, ranked in enumerate(orders[1:], 1):
         for row, ranking in enumerate(ranked):
-            shown = reordered(test_set, row, number, seed)
-            if len(shown) == length and ranking.ids and ranking.ids[0] in shown:
-                counts[shown.index(ranking.ids[0])] += 1
+            reordered_list = reordered(test_set, row, number, seed)
+            if len(reordered_list) == length and ranking.ids and ranking.ids[0] in reordered_list:
+                counts[reordered_list.index(ranking.ids[0])] += 1
     total = sum(counts)
     return {
         "orders": len(orders),
@@ -82,7 +82,7 @@ def order_bias(test_set: TestSet, orders: Sequence[Sequence[RankedList]], seed: 
         "mean": mean,
         "spread": max(rates) - min(rates),
         "deviation": deviation,
-        "same_first": same / len(test_set),
+        "same_first": num_same_first / len(test_set),
         "positions": [count / total for count in counts] if total else [],
         "uniform": 1 / length,
         "position_lists": total,

@@ -90,30 +90,30 @@ def rank_test_sets(
                     "device": world.device().type,
                 }
                 # Rank 0 alone reads and writes them: the ranks may have no folder in common.
-                made = world.broadcast_object(saved.get(inputs) if world.is_main else None)
-                if made is None:
+                arm_rankings = world.broadcast_object(saved.get(inputs) if world.is_main else None)
+                if arm_rankings is None:
                     if bundle is None:
                         bundle = _load(arm, world, dtype)
                     rank, size = _rank_function(arm, bundle, test_set, tokens_per_batch, decode, seed)
                     lists = [_rank(rank, arm, test_set, world, number, seed) for number in range(orders)]
-                    made = ArmRankings(orders=lists, group=size)
+                    arm_rankings = ArmRankings(orders=lists, group=size)
                     if world.is_main:
-                        saved.put(inputs, made)
+                        saved.put(inputs, arm_rankings)
                     del rank
-                _add(ranked, arm.name, test_set.name, made, averaged)
+                _add(ranked, arm.name, test_set.name, arm_rankings, averaged)
         if bundle is not None:
             del bundle
             gc.collect()
     return ranked
 
 
-def _add(ranked: ModelRankings, arm: str, test_set: str, made: ArmRankings, averaged: bool) -> None:
-    rows = zip(*made.orders, strict=True)
-    ranked.rankings[test_set][arm] = [average(row) for row in rows] if averaged else made.orders[0]
-    if len(made.orders) > 1:
-        ranked.orders[test_set][arm] = made.orders
-    if made.group is not None:
-        ranked.groups[arm] = made.group
+def _add(ranked: ModelRankings, arm: str, test_set: str, arm_rankings: ArmRankings, averaged: bool) -> None:
+    rows = zip(*arm_rankings.orders, strict=True)
+    ranked.rankings[test_set][arm] = [average(row) for row in rows] if averaged else arm_rankings.orders[0]
+    if len(arm_rankings.orders) > 1:
+        ranked.orders[test_set][arm] = arm_rankings.orders
+    if arm_rankings.group is not None:
+        ranked.groups[arm] = arm_rankings.group
 
 
 def _load(arm: Arm, world: DistributedContext, dtype: Literal["auto", "float32", "bfloat16"]) -> Bundle:
@@ -168,11 +168,11 @@ def _replaced_tokens(arm: Arm, bundle: Bundle, test_set: TestSet, seed: int) -> 
     """What an arm shows instead of the store's item tokens."""
     from lavic.evaluation.model_arms.control_tokens import BlankTokens, NoiseTokens
 
-    most = arm.tokens_per_item or bundle.info.tokens_per_item
+    max_tokens = arm.tokens_per_item or bundle.info.tokens_per_item
     if arm.shown == "blank":
-        return BlankTokens(bundle.backbone.model, arm.store, most, test_set.items)
+        return BlankTokens(bundle.backbone.model, arm.store, max_tokens, test_set.items)
     if arm.shown == "noise":
-        return NoiseTokens(bundle.backbone.model, arm.store, most, test_set.items, seed)
+        return NoiseTokens(bundle.backbone.model, arm.store, max_tokens, test_set.items, seed)
     return None
 
 

@@ -45,12 +45,12 @@ def controls(results: Mapping[str, Any]) -> Section | None:
     """A sentence for each control: what was taken away, and whether that hurts. None without a control."""
     test_set, level = results["sets"][results["main_set"]], results["settings"]["level"]
     rows = []
-    for arm, what in CONTROLS.items():
+    for arm, ablation in CONTROLS.items():
         if (row := test_set["against"].get(arm)) is None:
             continue
         low, high = row["difference"]["low"], row["difference"]["high"]
-        verdict = "hurts" if low > 0 else "helps" if high < 0 else "makes no difference that these lists show"
-        rows.append((results["labels"][arm]["label"], f"{what}: {verdict}", _difference(row["difference"])))
+        effect = "hurts" if low > 0 else "helps" if high < 0 else "makes no difference that these lists show"
+        rows.append((results["labels"][arm]["label"], f"{ablation}: {effect}", _difference(row["difference"])))
     if not rows:
         return None
     columns = ("Control", "What it does", f"Tuned model less control, {level:.0%} interval")
@@ -85,11 +85,13 @@ def order_bias(results: Mapping[str, Any]) -> Section | None:
         "Spread": "highest less lowest HitRatio@1 of the orders",
         "Same first item": "share of the lists whose first item is the same in all orders",
     }
-    strong = tuple(place for place, arm in enumerate(rows) if arm == main)
+    strong = tuple(index for index, arm in enumerate(rows) if arm == main)
     blocks: list[Block] = [Table(columns=columns, rows=tuple(cells), hints=hints, strong=strong)]
-    if places := rows.get(main, {}).get("positions"):
-        bars = tuple(Bar(name=f"Place {place}", value=share, tone="main") for place, share in enumerate(places, 1))
-        scale = max(*places, 2 * rows[main]["uniform"])
+    if position_shares := rows.get(main, {}).get("positions"):
+        bars = tuple(
+            Bar(name=f"Place {index}", value=share, tone="main") for index, share in enumerate(position_shares, 1)
+        )
+        scale = max(*position_shares, 2 * rows[main]["uniform"])
         title = (
             f"Where {labels[main]['label']}'s first items stood in the prompt; dashed: a model that ignores the order"
         )

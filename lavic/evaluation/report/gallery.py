@@ -40,24 +40,27 @@ def gallery(
     Returns:
         None if there is nothing to show.
     """
-    shown = {row: ranking for row, ranking in enumerate(rankings) if ranking and ranking.ids and ranking.probabilities}
-    rows = list(shown)
-    hit = {row: ranking.ids[0] in test_set.conversations[row].targets for row, ranking in shown.items()}
+    rankable = {
+        row: ranking for row, ranking in enumerate(rankings) if ranking and ranking.ids and ranking.probabilities
+    }
+    rows = list(rankable)
+    hit = {row: ranking.ids[0] in test_set.conversations[row].targets for row, ranking in rankable.items()}
     rng = random.Random(seed)
-    pools = [[row for row in rows if hit[row] is kind] for kind in (False, True)]
+    pools = [[row for row in rows if hit[row] is is_hit] for is_hit in (False, True)]
     for pool in pools:
         rng.shuffle(pool)
-    wrong, right = pools
-    half = max(count // 2, count - len(right))
-    sample = wrong[:half]
-    sample += right[: count - len(sample)]
+    miss_rows, hit_rows = pools
+    half = max(count // 2, count - len(hit_rows))
+    sample = miss_rows[:half]
+    sample += hit_rows[: count - len(sample)]
     rng.shuffle(sample)
     if not sample:
         return None
-    cases = tuple(_case(test_set, row, shown[row], title, photo, others) for row in sample)
-    hits = sum(hit.values())
+    cases = tuple(_case(test_set, row, rankable[row], title, photo, others) for row in sample)
+    num_hits = sum(hit.values())
+    num_misses = len(rows) - num_hits
     lead = (
-        f"{len(sample)} of {len(rows):,} conversations, sampled from {hits:,} hits and {len(rows) - hits:,} misses in "
+        f"{len(sample)} of {len(rows):,} conversations, sampled from {num_hits:,} hits and {num_misses:,} misses in "
         "equal numbers where possible, not in their true proportion. Candidates are sorted by probability."
     )
     return Section(title="Conversations", lead=lead, blocks=(Gallery(cases=cases),))
@@ -74,14 +77,14 @@ def _case(
     conversation = test_set.conversations[row]
     targets = set(conversation.targets)
     scored = list(zip(ranking.ids, ranking.probabilities, strict=True))
-    shown = [pair for index, pair in enumerate(scored) if index < MAX_TILES or pair[0] in targets]
+    tiles = [pair for index, pair in enumerate(scored) if index < MAX_TILES or pair[0] in targets]
     return Case(
         name=f"{test_set.file.name}:{conversation.line}",
         anchor=f"row-{conversation.line}",
         turns=tuple((turn.role, turn.text) for turn in conversation.turns),
         candidates=tuple(
             Candidate(item=item, title=title(item), photo=photo(item), probability=p, target=item in targets)
-            for item, p in shown
+            for item, p in tiles
         ),
         others={
             name: (other := ranked[row]) is not None and bool(other.ids) and other.ids[0] in targets

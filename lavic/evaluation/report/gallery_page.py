@@ -66,17 +66,17 @@ def _outcomes(case: Case, names: Sequence[str]) -> set[str]:
 
 def _case(case: Case, names: Sequence[str]) -> str:
     turns = [tag("div", tag("span", role), tag("p", escape(text)), class_=f"turn {role}") for role, text in case.turns]
-    others = [
+    other_models = [
         tag("li", f"{'✓' if right else '✗'} {escape(name)}", class_="good" if right else "bad")
         for name, right in case.others.items()
     ]
-    asked = tag("div", *turns, tag("ul", *others, class_="others") if others else "", class_="asked")
+    conversation = tag("div", *turns, tag("ul", *other_models, class_="others") if other_models else "", class_="asked")
     tiles = tag("ol", *(_tile(candidate, rank) for rank, candidate in enumerate(case.candidates, 1)), class_="tiles")
-    kind = " ".join(["case", _kind(case), *sorted(_outcomes(case, names))])
+    classes = " ".join(["case", _kind(case), *sorted(_outcomes(case, names))])
     link = permalink(case.anchor) if case.anchor else ""
     name = tag("small", escape(case.name), link) if case.name or link else ""
     heading = tag("h3", escape(verdict(case)), name)
-    return tag("article", heading, asked, tiles, class_=kind, id=case.anchor)
+    return tag("article", heading, conversation, tiles, class_=classes, id=case.anchor)
 
 
 def verdict(case: Case) -> str:
@@ -102,14 +102,14 @@ def _tile(candidate: Candidate, rank: int) -> str:
     if candidate.photo is not None:
         picture = f'<img alt="{escape(candidate.title)}" loading="lazy" src="{data_uri(candidate.photo)}">'
     width = f"width:{100 * max(0.0, min(1.0, candidate.probability)):.1f}%"
-    kind = ("picked " if rank == 1 else "") + ("target" if candidate.target else "")
+    classes = ("picked " if rank == 1 else "") + ("target" if candidate.target else "")
     return tag(
         "li",
         tag("div", picture, *marks, class_="photo"),
         tag("div", tag("i", style=width), class_="sure"),
         tag("b", percent(candidate.probability)),
         tag("span", escape(candidate.title), class_="title", title=f"{candidate.item}: {candidate.title}"),
-        class_=kind.strip(),
+        class_=classes.strip(),
     )
 
 
@@ -126,9 +126,9 @@ def data_uri(photo: bytes) -> str:
     """An image as a data URI of a small JPEG; a small JPEG is used as it is."""
     if len(photo) > 12_000 or photo[:2] != b"\xff\xd8":
         with Image.open(io.BytesIO(photo)) as image:
-            small = image.convert("RGB")
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
+            thumbnail = image.convert("RGB")
+            thumbnail.thumbnail((THUMBNAIL, THUMBNAIL))
         buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=82)
+        thumbnail.save(buffer, "JPEG", quality=82)
         photo = buffer.getvalue()
     return f"data:image/jpeg;base64,{base64.b64encode(photo).decode('ascii')}"

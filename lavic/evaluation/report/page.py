@@ -76,10 +76,10 @@ def _anchors(titles: Sequence[str]) -> list[str]:
     return anchors
 
 
-def _section(index: int, part: Section, anchor: str) -> str:
-    lead = tag("p", escape(part.lead), class_="lead") if part.lead else ""
-    blocks = (_block(block, f"{index}-{n}") for n, block in enumerate(part.blocks))
-    return tag("section", tag("h2", escape(part.title), permalink(anchor)), lead, *blocks, id=anchor)
+def _section(index: int, section: Section, anchor: str) -> str:
+    lead = tag("p", escape(section.lead), class_="lead") if section.lead else ""
+    blocks = (_block(block, f"{index}-{n}") for n, block in enumerate(section.blocks))
+    return tag("section", tag("h2", escape(section.title), permalink(anchor)), lead, *blocks, id=anchor)
 
 
 def _block(block: Block, key: str) -> str:
@@ -116,18 +116,18 @@ def _numbers(block: Numbers) -> str:
 
 def _table(block: Table) -> str:
     def cell(text: str, column: int) -> str:
-        main, _, small = text.partition("\n")
-        inner = escape(main) + (tag("small", escape(small)) if small else "")
+        main, _, note = text.partition("\n")
+        inner = escape(main) + (tag("small", escape(note)) if note else "")
         return tag("td", inner) if column else tag("th", inner, scope="row")
 
-    heads = [tag("th", escape(name), title=block.hints.get(name, ""), scope="col") for name in block.columns]
+    header_cells = [tag("th", escape(name), title=block.hints.get(name, ""), scope="col") for name in block.columns]
     rows = [
         tag(
             "tr", *(cell(text, column) for column, text in enumerate(row)), class_="strong" if n in block.strong else ""
         )
         for n, row in enumerate(block.rows)
     ]
-    table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows))
+    table = tag("table", tag("thead", tag("tr", *header_cells)), tag("tbody", *rows))
     return tag("div", table, class_="scroll prose" if block.prose else "scroll")
 
 

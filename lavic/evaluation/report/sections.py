@@ -16,7 +16,7 @@ REFERENCES = ("words", "words_before_tuning", "base_photos")
 """Arms that get the photos in another form: not controls, but references for what words or all image tokens reach."""
 
 
-def summary(results: Mapping[str, Any], *more: Number) -> Section:
+def summary(results: Mapping[str, Any], *extra_numbers: Number) -> Section:
     """The main model's hit rate beside the best control's, then what the caller adds."""
     test_set = results["sets"][results["main_set"]]
     main, names = results["main"], results["labels"]
@@ -33,7 +33,7 @@ def summary(results: Mapping[str, Any], *more: Number) -> Section:
     if test_set["ceiling"]["row"]["value"] < 1:
         numbers.append(_number(test_set["ceiling"]["row"], "upper bound: lists that contain a target"))
     lead = f"{test_set['conversations']:,} conversations, {test_set['list_length']:.3g} candidates each on average."
-    return Section(title="Summary", lead=lead, blocks=(Numbers(items=(*numbers, *more)),))
+    return Section(title="Summary", lead=lead, blocks=(Numbers(items=(*numbers, *extra_numbers)),))
 
 
 def method(results: Mapping[str, Any]) -> Section:

@@ -13,13 +13,13 @@ TONES = ("main", "second", "third", "muted")
 
 def description_number(scores: Mapping[str, Mapping[str, float]]) -> Number:
     """The description perplexity after stage 1, for `summary`; `scores` as for `descriptions`."""
-    others = [
+    notes = [
         f"{scores[key]['perplexity']:.2f} {source}"
         for key, source in (("full", "from all tokens"), ("cls_before", "before stage 1"))
         if key in scores
     ]
     value = f"{scores['cls_after']['perplexity']:.2f}"
-    return Number(value=value, label="description perplexity from five tokens", note=", ".join(others))
+    return Number(value=value, label="description perplexity from five tokens", note=", ".join(notes))
 
 
 def descriptions(scores: Mapping[str, Mapping[str, float]]) -> Section:

@@ -35,14 +35,17 @@ def mentions(text: str, items: Collection[str], *, any_case: bool = False) -> li
     Args:
         any_case: Whether ASCII letters may be in another case.
     """
-    words = _WordCharacters(items)
+    word_characters = _WordCharacters(items)
     folded = _lower(text) if any_case else text
-    forms: dict[str, list[str]] = {}
+    items_by_form: dict[str, list[str]] = {}
     for item in dict.fromkeys(items):
         if form := item.strip():
-            forms.setdefault(_lower(form) if any_case else form, []).append(item)
+            items_by_form.setdefault(_lower(form) if any_case else form, []).append(item)
     spans = sorted(
-        (start, -end, form) for form in forms for start, end in _occurrences(folded, form) if words.at(text, start, end)
+        (start, -end, form)
+        for form in items_by_form
+        for start, end in _occurrences(folded, form)
+        if word_characters.at(text, start, end)
     )
     named: list[Mention] = []
     reached = 0
@@ -51,8 +54,8 @@ def mentions(text: str, items: Collection[str], *, any_case: bool = False) -> li
         if end <= reached:  # inside of a longer one, which begins no later
             continue
         reached = end
-        exact = [item for item in forms[form] if item.strip() == text[start:end]]
-        named += [Mention(start=start, end=end, item=item) for item in exact or forms[form]]
+        exact = [item for item in items_by_form[form] if item.strip() == text[start:end]]
+        named += [Mention(start=start, end=end, item=item) for item in exact or items_by_form[form]]
     return named
 
 
@@ -86,9 +89,9 @@ class _WordCharacters:
     """What words are made of where ids are: ASCII letters and digits, and what the ids have besides."""
 
     def __init__(self, items: Iterable[str]) -> None:
-        others = {character for item in items for character in item if not character.isspace()}
-        self._letters = {c for c in others if c.isalnum()} | set(string.ascii_letters + string.digits)
-        self._joiners = _JOINERS | {c for c in others if not c.isalnum()}
+        id_characters = {character for item in items for character in item if not character.isspace()}
+        self._letters = {c for c in id_characters if c.isalnum()} | set(string.ascii_letters + string.digits)
+        self._joiners = _JOINERS | {c for c in id_characters if not c.isalnum()}
 
     def at(self, text: str, start: int, end: int) -> bool:
         """Whether a word begins and ends there."""

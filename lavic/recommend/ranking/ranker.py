@@ -115,20 +115,20 @@ class Ranker:
         needed = dict.fromkeys([*candidates, *(request.tokens_of or {}).values()])
         missing = [item for item in needed if item not in self.store]
         if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            suffix = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DataError(
-                f"{conversation.place}: candidate {missing[0]}{more} of {len(candidates)} is not "
+                f"{conversation.place}: candidate {missing[0]}{suffix} of {len(candidates)} is not "
                 f"in the item store {self.store.folder}: embed its photo, or remove it from the list"
             )
         texts, tokens_of = request.texts or {}, request.tokens_of or {}
-        shown = self.tokens if request.texts is None else None
-        listed = [prompts.Candidate(item, self.store.title(item), texts.get(item)) for item in candidates]
+        token_source = self.tokens if request.texts is None else None
+        prompt_candidates = [prompts.Candidate(item, self.store.title(item), texts.get(item)) for item in candidates]
         none = self.bundle.info.none
         targets = [self._target(item) for item in (*candidates, *([prompts.NONE] if none else []))]
         prompt = self.encoder.recommendation(
             conversation,
-            listed,
-            photo_tokens=[shown.count(tokens_of.get(item, item)) if shown else 0 for item in candidates],
+            prompt_candidates,
+            photo_tokens=[token_source.count(tokens_of.get(item, item)) if token_source else 0 for item in candidates],
             max_length=self.max_length,
             reserve=max((len(target) for target in targets), default=0),
             none=none,
@@ -225,10 +225,10 @@ class Ranker:
 
 def _tree(branch: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """[b, 1, length, length] additive mask: causal attention to the prompt and the token's own branch."""
-    same = branch[:, :, None] == branch[:, None, :]
+    same_branch = branch[:, :, None] == branch[:, None, :]
     prompt = (branch[:, None, :] == 0) & (branch[:, :, None] >= 0)
     causal = torch.ones(branch.shape[1], branch.shape[1], dtype=torch.bool, device=branch.device).tril()
-    allowed = (same | prompt) & causal
+    allowed = (same_branch | prompt) & causal
     mask = torch.zeros(allowed.shape, dtype=dtype, device=branch.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 

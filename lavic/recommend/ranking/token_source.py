@@ -33,15 +33,15 @@ class StoredTokens:
         most: Number of tokens per item, the first ones; None: all.
     """
 
-    def __init__(self, model: nn.Module, store: ItemStore, most: int | None = None) -> None:
-        self.model, self.store, self.most = model, store, most
+    def __init__(self, model: nn.Module, store: ItemStore, max_tokens: int | None = None) -> None:
+        self.model, self.store, self.max_tokens = model, store, max_tokens
 
     def count(self, item: str) -> int:
-        return self.store.count(item, self.most)
+        return self.store.count(item, self.max_tokens)
 
     def raw(self, items: Sequence[str]) -> torch.Tensor:
         """The tokens of items before the projector, one after the other, [tokens, d_vision]."""
-        return self.store.tokens(items, self.most)
+        return self.store.tokens(items, self.max_tokens)
 
     def features(self, items: Sequence[str]) -> list[torch.Tensor]:
         device = next(self.model.parameters()).device

@@ -47,15 +47,15 @@ class Tournament:
     def advance(self, rankings: Sequence[RankedList]) -> None:
         """Takes the rankings of `groups`, in order, and sets the next groups."""
         last = len(rankings) == 1
-        places = 0 if last else max(1, self.size // len(rankings))
+        num_winners = 0 if last else max(1, self.size // len(rankings))
         self.prompts += len(rankings)
         for ranking in rankings:
             logprobs = dict(zip(ranking.ids, ranking.logprobs, strict=True))
-            self._ranked.append(_Group(logprobs, ranking.ids[:places]))
+            self._ranked.append(_Group(logprobs, ranking.ids[:num_winners]))
         self._none = rankings[0].none if last else None
         # The winners in turns too, so that each round deals neighbours to different groups.
         winner_lists = [group.winners for group in self._ranked[-len(rankings) :]]
-        best = [ids[place] for place in range(places) for ids in winner_lists if place < len(ids)]
+        best = [ids[rank] for rank in range(num_winners) for ids in winner_lists if rank < len(ids)]
         self.groups = self._deal(best) if best else []
 
     def halve(self) -> bool:
@@ -63,7 +63,7 @@ class Tournament:
         if self.size <= 2:
             return False
         longest = max(map(len, self.groups))
-        ids = [group[place] for place in range(longest) for group in self.groups if place < len(group)]
+        ids = [group[rank] for rank in range(longest) for group in self.groups if rank < len(group)]
         self.size = max(2, min(self.size, longest) // 2)
         self.groups = self._deal(ids)
         return True

@@ -111,15 +111,15 @@ def build_chunks(
     load: Callable[[], Callable[[Chunk], object]],
 ) -> MethodRecord:
     """Makes the missing files of a method: by `make`, or without it by the function that `load` returns."""
-    todo = [chunk for chunk in chunks if not is_complete(folder, chunk)]
-    if todo:
-        remaining = sum(chunk.file.rows for chunk in todo)
+    missing = [chunk for chunk in chunks if not is_complete(folder, chunk)]
+    if missing:
+        remaining = sum(chunk.file.rows for chunk in missing)
         with progress_bar(len(table), "items", builder.name, initial=len(table) - remaining) as bar:
             if make is not None:
-                make(table, todo, previous, builder.settings, bar.update)
+                make(table, missing, previous, builder.settings, bar.update)
             else:
                 make_file = load()
-                for chunk in todo:
+                for chunk in missing:
                     make_file(chunk)
                     bar.update(chunk.file.rows)
     return vectors_record(folder, builder.settings, chunks, builder.parts)
@@ -154,36 +154,36 @@ def prepare_index(
         DataError: The index is of another catalogue or of other texts.
     """
     text = as_recorded(text)
-    before = IndexManifest.read(folder) if (folder / FILE).is_file() else None
-    if before is None:
-        if others := [path.name for path in folder.glob("[!.]*") if path.suffix not in FILE_TYPES]:
-            raise ConfigError(f"{folder}: not an index, but not empty ({others[0]}): use a folder of its own")
-        table, read = write_item_table(folder, rows())
+    previous = IndexManifest.read(folder) if (folder / FILE).is_file() else None
+    if previous is None:
+        if other_files := [path.name for path in folder.glob("[!.]*") if path.suffix not in FILE_TYPES]:
+            raise ConfigError(f"{folder}: not an index, but not empty ({other_files[0]}): use a folder of its own")
+        table, row_counts = write_item_table(folder, rows())
         manifest = IndexManifest(
             catalogue=table.digest,
             items=len(table),
             table=table.path.name,
             text=dict(text),
-            counts={**read, **counts()},
+            counts={**row_counts, **counts()},
             catalogue_files=dict(files or {}),
             versions=versions("lavic", "bm25s", "faiss-cpu", "sentence-transformers"),
         )
         manifest.write(folder)
         return manifest, None
-    if before.text != text:
-        raise DataError(f"{folder}: the index has other texts ({before.text}, now {dict(text)}): use another --index")
-    old = open_table(folder, before)
-    if old is not None and files and before.catalogue_files == files:
-        return before, None
-    table, read = write_item_table(folder, rows(), old=old if extend else None)
-    counted = {**read, **counts()}
-    if table.digest == before.catalogue:
-        manifest = replace(before, catalogue_files=dict(files or {}), counts=counted)
-        if table.path.name != before.table:  # the same items in another order
+    if previous.text != text:
+        raise DataError(f"{folder}: the index has other texts ({previous.text}, now {dict(text)}): use another --index")
+    old = open_table(folder, previous)
+    if old is not None and files and previous.catalogue_files == files:
+        return previous, None
+    table, row_counts = write_item_table(folder, rows(), old=old if extend else None)
+    all_counts = {**row_counts, **counts()}
+    if table.digest == previous.catalogue:
+        manifest = replace(previous, catalogue_files=dict(files or {}), counts=all_counts)
+        if table.path.name != previous.table:  # the same items in another order
             if old is None:
                 # the files are about rows of the lost table: all methods are made again
-                lost = {name: replace(record, files=()) for name, record in before.methods.items()}
-                return replace(manifest, table=table.path.name, methods={}), replace(before, methods=lost)
+                fileless = {name: replace(record, files=()) for name, record in previous.methods.items()}
+                return replace(manifest, table=table.path.name, methods={}), replace(previous, methods=fileless)
             table.path.unlink()
         manifest.write(folder)
         return manifest, None
@@ -192,33 +192,33 @@ def prepare_index(
             table.path.unlink()
         if old is None:
             raise DataError(
-                f"{folder / before.table}: missing or damaged, and the catalogue is another one now: make the index in "
-                "another folder"
+                f"{folder / previous.table}: missing or damaged, and the catalogue is another one now: make the index "
+                "in another folder"
             )
         raise DataError(
-            f"{folder}: the index is of another catalogue ({before.items:,} items, now {len(table):,}, or other texts)"
-            ": --extend adds new items to it; else use another --index"
+            f"{folder}: the index is of another catalogue ({previous.items:,} items, now {len(table):,}, or other "
+            "texts): --extend adds new items to it; else use another --index"
         )
     grown = replace(
-        before,
+        previous,
         catalogue=table.digest,
         items=len(table),
         table=table.path.name,
-        counts=counted,
+        counts=all_counts,
         catalogue_files=dict(files or {}),
         methods={},
     )
-    return grown, before
+    return grown, previous
 
 
 def add_methods(
     folder: Path,
     manifest: IndexManifest,
     builders: Iterable[MethodBuilder],
-    before: IndexManifest | None = None,
+    smaller_index: IndexManifest | None = None,
     *,
     approximate: ApproximateSettings | None = None,
-    others: Iterable[MethodBuilder] = (),
+    unrequested: Iterable[MethodBuilder] = (),
 ) -> IndexManifest:
     """Makes the methods that an index lacks.
 
@@ -226,41 +226,45 @@ def add_methods(
         folder: The index.
         manifest: By `prepare_index`.
         builders: Of the methods that are wanted.
-        before: By `prepare_index`: the methods of the smaller index are all made for the larger one before it changes.
+        smaller_index: By `prepare_index`: its methods are all made for the larger index before that replaces it.
         approximate: How to search among vectors; None, or one that names no index, leaves that as it is.
-        others: Of the methods that a growing index has besides; they are searched as before.
+        unrequested: Of the methods that a growing index has besides; they are searched as before.
 
     Raises:
         DataError: The index has a method with other settings, or one that there is no builder for while it grows.
     """
     table = ItemTable(folder / manifest.table, manifest.catalogue)
-    wanted = {builder.name: builder for builder in builders}
-    chosen = {**{builder.name: builder for builder in others}, **wanted}
-    if before is not None and (lost := [name for name in before.methods if name not in chosen]):
-        raise DataError(f"{folder}: the index has `{lost[0]}` too: name it in --methods, so that it grows as well")
-    for name, builder in chosen.items():
-        smaller = before.methods.get(name) if before is not None else None
+    requested = {builder.name: builder for builder in builders}
+    all_builders = {**{builder.name: builder for builder in unrequested}, **requested}
+    if smaller_index is not None and (
+        without_builder := [name for name in smaller_index.methods if name not in all_builders]
+    ):
+        raise DataError(
+            f"{folder}: the index has `{without_builder[0]}` too: name it in --methods, so that it grows as well"
+        )
+    for name, builder in all_builders.items():
+        smaller = smaller_index.methods.get(name) if smaller_index is not None else None
         for record in (manifest.methods.get(name), smaller):
             if record is not None and (changed := _changed(record.settings, builder.settings)):
                 raise DataError(f"{folder}: `{name}` was made with other settings ({changed}): use another --index")
-        standing = manifest.methods.get(name)
-        if standing is None or out_of_date(standing, builder) or not is_whole(folder, standing):
-            record = builder.build(folder, table, standing or smaller)
+        existing = manifest.methods.get(name)
+        if existing is None or out_of_date(existing, builder) or not is_whole(folder, existing):
+            record = builder.build(folder, table, existing or smaller)
         else:
-            record = standing
-        near = _approximate_settings(standing or smaller)
-        if name in wanted and approximate is not None and approximate.index is not None:
-            near = approximate
-        if near is not None and record.kind == "vectors":
-            record = with_approximate(folder, record, near, table.rank)
-        if record == standing:
+            record = existing
+        search_settings = _approximate_settings(existing or smaller)
+        if name in requested and approximate is not None and approximate.index is not None:
+            search_settings = approximate
+        if search_settings is not None and record.kind == "vectors":
+            record = with_approximate(folder, record, search_settings, table.rank)
+        if record == existing:
             continue
         manifest = replace(manifest, methods={**manifest.methods, name: record})
-        if before is None:
+        if smaller_index is None:
             manifest.write(folder)
-    if before is not None:
+    if smaller_index is not None:
         manifest.write(folder)
-    remove_left(folder, manifest, chosen)
+    remove_unused_files(folder, manifest, all_builders)
     return manifest
 
 
@@ -296,7 +300,7 @@ def _approximate_settings(record: MethodRecord | None) -> ApproximateSettings | 
     return ApproximateSettings(**record.approximate["settings"]) if record is not None and record.approximate else None
 
 
-def remove_left(folder: Path, manifest: IndexManifest, methods: Iterable[str]) -> None:
+def remove_unused_files(folder: Path, manifest: IndexManifest, methods: Iterable[str]) -> None:
     """Removes files that the manifest does not name: of the items, and of methods that have been made.
 
     Those of other methods may be the part of a build that was stopped and will be continued.

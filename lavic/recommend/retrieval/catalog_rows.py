@@ -81,9 +81,9 @@ class CatalogRows:
             empty = False
             yield Row(item.id, text)
         if empty:
-            why = "".join(f"; {reason} {count:,}" for reason, count in self.left_out.items())
+            reasons = "".join(f"; {reason} {count:,}" for reason, count in self.left_out.items())
             hint = " (not in the item store)" if self.left_out["unavailable"] else ""
-            raise DataError(f"{', '.join(map(str, self._paths))}: no item to index{why}{hint}")
+            raise DataError(f"{', '.join(map(str, self._paths))}: no item to index{reasons}{hint}")
 
     def counts(self) -> dict[str, int]:
         """Of the last pass."""

@@ -21,8 +21,8 @@ def method_weights(methods: Sequence[str], weights: Sequence[float]) -> dict[str
     if weights and len(weights) != len(methods):
         named = f"{len(methods)} methods" if methods else "no --methods"
         raise ConfigError(f"--weights: {len(weights)} for {named}: give one for each, in their order")
-    if bad := [weight for weight in weights if not weight > 0]:
-        raise ConfigError(f"--weights: {bad[0]:g} is not above 0")
+    if invalid := [weight for weight in weights if not weight > 0]:
+        raise ConfigError(f"--weights: {invalid[0]:g} is not above 0")
     return dict(zip(methods, weights, strict=False))
 
 

@@ -20,5 +20,5 @@ class Hits:
         """The first `k` of those whose id is not among `ids`."""
         if not ids:
             return Hits(self.ids[:k], self.scores[:k])
-        kept = [pair for pair in zip(self.ids, self.scores, strict=True) if pair[0] not in ids][:k]
-        return Hits([id for id, _ in kept], [score for _, score in kept])
+        pairs = [pair for pair in zip(self.ids, self.scores, strict=True) if pair[0] not in ids][:k]
+        return Hits([id for id, _ in pairs], [score for _, score in pairs])

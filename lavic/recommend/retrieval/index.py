@@ -65,8 +65,8 @@ class RetrievalIndex:
             if record.kind == "bm25":
                 self._bm25[name] = Bm25Search(folder, record, self.table.rank, shard)
             else:
-                near = Approximate(folder, record.approximate, shard) if record.approximate else None
-                self._vectors[name] = VectorSearch(VectorFiles(folder, record, shard), self.table.rank, near)
+                approximate = Approximate(folder, record.approximate, shard) if record.approximate else None
+                self._vectors[name] = VectorSearch(VectorFiles(folder, record, shard), self.table.rank, approximate)
 
         self._files: dict[Path, tuple[int, int]] = {}
         """Number and size of each file as it was mapped."""
@@ -152,11 +152,11 @@ class RetrievalIndex:
         if isinstance(queries, str) or isinstance(methods, str):
             raise ConfigError("queries and methods are lists of texts, also where there is one")
         chosen = self.text_methods if methods is None else tuple(methods)
-        most = lengths(len(queries), k, exclude)
+        max_rows = lengths(len(queries), k, exclude)
         results: dict[str, list[Hits]] = {}
         for method in chosen:
-            asked = queries if method in self._bm25 else self.encode(method, queries)
-            results[method] = self.hits(self.search_rows(method, asked, most), k, exclude)
+            method_queries = queries if method in self._bm25 else self.encode(method, queries)
+            results[method] = self.hits(self.search_rows(method, method_queries, max_rows), k, exclude)
         return results
 
     def search_vectors(
@@ -181,8 +181,8 @@ class RetrievalIndex:
             ConfigError: The index has no such method.
             DataError: The vectors are of another width, or not finite.
         """
-        most = lengths(len(vectors), k, exclude)
-        return self.hits(self.search_rows(method, vectors, most, exact=exact), k, exclude)
+        max_rows = lengths(len(vectors), k, exclude)
+        return self.hits(self.search_rows(method, vectors, max_rows, exact=exact), k, exclude)
 
     def search_rows(
         self, method: str, queries: Sequence[str] | np.ndarray, k: Sequence[int], *, exact: bool = False
@@ -233,13 +233,13 @@ class RetrievalIndex:
         if method not in self._bm25:
             (vector,) = self.encode(method, [query])
             return self.score_vector(method, vector, ids)
-        rows, known = self._rows(ids)
-        return self._filled(self._bm25[method].score(plain(query), rows), known, len(ids), 0.0)
+        rows, positions = self._rows(ids)
+        return self._filled(self._bm25[method].score(plain(query), rows), positions, len(ids), 0.0)
 
     def score_vector(self, method: str, vector: np.ndarray, ids: Sequence[str]) -> list[float]:
         """The cosines of given items with a query's vector, [width]; see `score`."""
-        rows, known = self._rows(ids)
-        return self._filled(self._vector_search(method).score(vector, rows), known, len(ids), -1.0)
+        rows, positions = self._rows(ids)
+        return self._filled(self._vector_search(method).score(vector, rows), positions, len(ids), -1.0)
 
     def encode(self, method: str, queries: Sequence[str]) -> np.ndarray:
         """The vectors of queries: float32 [n, width]; of an empty text zeros.
@@ -280,23 +280,23 @@ class RetrievalIndex:
 
     def _vector_search(self, method: str) -> VectorSearch:
         if method not in self._vectors:
-            have = ", ".join(self.methods) or "none"
+            available = ", ".join(self.methods) or "none"
             raise ConfigError(
-                f"{self.folder}: the index has no method `{method}`, only {have}; `lavic retrieve` adds one"
+                f"{self.folder}: the index has no method `{method}`, only {available}; `lavic retrieve` adds one"
             )
         return self._vectors[method]
 
     def _rows(self, ids: Sequence[str]) -> tuple[np.ndarray, list[int]]:
         """The rows of those ids that the index has, and their places among the ids."""
         rows = [self.table.row_of(id) for id in ids]
-        known = [place for place, row in enumerate(rows) if row is not None]
-        return np.array([rows[place] for place in known], np.int64), known
+        positions = [position for position, row in enumerate(rows) if row is not None]
+        return np.array([rows[position] for position in positions], np.int64), positions
 
     @staticmethod
-    def _filled(scores: np.ndarray, known: Sequence[int], count: int, least: float) -> list[float]:
-        filled = [least] * count
-        for place, score in zip(known, scores.tolist(), strict=True):
-            filled[place] = score
+    def _filled(scores: np.ndarray, positions: Sequence[int], count: int, lowest: float) -> list[float]:
+        filled = [lowest] * count
+        for position, score in zip(positions, scores.tolist(), strict=True):
+            filled[position] = score
         return filled
 
 

@@ -65,9 +65,9 @@ class ItemTable:
         """The texts of some rows."""
         if start >= end:
             return []
-        begin = int(self._starts[start])
-        data = self._file.read("texts", begin, int(self._starts[end]))
-        ends = (self._starts[start : end + 1] - begin).tolist()
+        first_byte = int(self._starts[start])
+        data = self._file.read("texts", first_byte, int(self._starts[end]))
+        ends = (self._starts[start : end + 1] - first_byte).tolist()
         return [data[a:b].decode("utf-8", "surrogatepass") for a, b in pairwise(ends)]
 
     def ids_of(self, rows: np.ndarray) -> list[str]:
@@ -82,12 +82,12 @@ class ItemTable:
 
     def row_of(self, id: str) -> int | None:
         """The row of an id; None where the index does not have it."""
-        wanted = hash_text(id)
-        at = int(np.searchsorted(self._sorted, wanted))
-        while at < len(self._sorted) and self._sorted[at] == wanted:
-            if self.ids[row := int(self._rows[at])] == id:
+        id_hash = hash_text(id)
+        index = int(np.searchsorted(self._sorted, id_hash))
+        while index < len(self._sorted) and self._sorted[index] == id_hash:
+            if self.ids[row := int(self._rows[index])] == id:
                 return row
-            at += 1
+            index += 1
         return None
 
     def hashes(self, start: int, end: int) -> np.ndarray:
@@ -132,12 +132,12 @@ def write_item_table(
             writer.column("starts", "<u8"),
             writer.column("hashes", "<u8", 2),
         )
-        id_hashes, read = writer.scratch("<u8", 2), _Scratch(writer)
+        id_hashes, scratch = writer.scratch("<u8", 2), _Scratch(writer)
         for batch in _batches(rows):
-            read.append(batch)
-        fresh = _fresh(read.id_hashes.mapped(), old)
+            scratch.append(batch)
+        is_new = _new_rows(scratch.id_hashes.mapped(), old)
         if old is not None:
-            _check_kept(old, read)
+            _check_nothing_removed(old, scratch)
 
         def add(batch: Sequence[Row]) -> None:
             try:
@@ -153,7 +153,7 @@ def write_item_table(
 
         for batch in _batches(old.rows() if old is not None else ()):
             add(batch)
-        for batch in read.pieces(fresh):
+        for batch in scratch.pieces(is_new):
             add(batch)
         count = len(id_hashes)
         if not count:
@@ -164,14 +164,14 @@ def write_item_table(
         for positions in in_order(first):
             order.append(first[positions])
             by_hash.append(positions)
-        all_ids = _all_ids(old, read, fresh)
+        all_ids = _all_ids(old, scratch, is_new)
         writer.column("rank", "<i4").append(_ranks(all_ids))
         # numpy takes zero bytes at the end for filling
         if all_ids.itemsize <= _FIXED and np.array_equal(np.strings.str_len(all_ids), ids.lengths()):
             fixed = writer.column("fixed", "u1", all_ids.itemsize)
             fixed.append(all_ids.view("u1").reshape(len(all_ids), -1))
         digest = _digest(hashes.mapped())
-        counts = {"rows": len(read), "repeated": len(read) - int(fresh.sum()) - (len(old) if old else 0)}
+        counts = {"rows": len(scratch), "repeated": len(scratch) - int(is_new.sum()) - (len(old) if old else 0)}
         # Named by the order too: a catalogue in another order must not replace the table that other files are about.
         path = folder / f"items-{_order_digest(hashes.mapped())[:16]}.safetensors"
         with atomic_open(path) as file:
@@ -191,8 +191,8 @@ def open_array_file(path: Path, kind: str, source: str) -> ArrayFile:
     except FileNotFoundError:
         raise DataError(f"{path}: missing: `lavic retrieve` with --items makes it again") from None
     except (ArrayFileError, OSError) as error:
-        words = str(error).removeprefix(f"{path}: ")
-        raise DataError(f"{path}: {words}: `lavic retrieve` with --items makes it again") from None
+        reason = str(error).removeprefix(f"{path}: ")
+        raise DataError(f"{path}: {reason}: `lavic retrieve` with --items makes it again") from None
 
 
 def is_readable(path: Path, kind: str, source: str) -> bool:
@@ -223,25 +223,25 @@ class _Scratch:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def pieces(self, wanted: np.ndarray) -> Iterator[list[Row]]:
-        """The rows for which `wanted`, bool [n], is true."""
+    def pieces(self, selected: np.ndarray) -> Iterator[list[Row]]:
+        """The rows for which `selected`, bool [n], is true."""
         data, lengths = self._data.mapped(), self._lengths.mapped()
-        at = 0
+        offset = 0
         for first in range(0, len(lengths), _AT_ONCE):
             batch = lengths[first : first + _AT_ONCE].astype(np.int64)
-            block = data[at : at + int(batch.sum())].tobytes()
-            at += len(block)
-            rows, place = [], 0
-            for (id, text), keep in zip(batch.tolist(), wanted[first : first + _AT_ONCE].tolist(), strict=True):
+            block = data[offset : offset + int(batch.sum())].tobytes()
+            offset += len(block)
+            rows, start = [], 0
+            for (id, text), keep in zip(batch.tolist(), selected[first : first + _AT_ONCE].tolist(), strict=True):
                 if keep:
-                    middle, end = place + id, place + id + text
+                    middle, end = start + id, start + id + text
                     rows.append(
                         Row(
-                            block[place:middle].decode("utf-8", "surrogatepass"),
+                            block[start:middle].decode("utf-8", "surrogatepass"),
                             block[middle:end].decode("utf-8", "surrogatepass"),
                         )
                     )
-                place += id + text
+                start += id + text
             if rows:
                 yield rows
 
@@ -261,34 +261,34 @@ def _row_hashes(rows: Sequence[Row]) -> np.ndarray:
     return hash_texts(f"{row.id}\0{row.text}" for row in rows)
 
 
-def _fresh(id_hashes: np.ndarray, old: ItemTable | None) -> np.ndarray:
+def _new_rows(id_hashes: np.ndarray, old: ItemTable | None) -> np.ndarray:
     """Which of the rows that were read have an id that is new: neither in the old table nor in a row before."""
     order = np.lexsort((np.arange(len(id_hashes)), id_hashes[:, 1], id_hashes[:, 0]))
     ordered = id_hashes[order]
-    first = np.ones(len(order), bool)
-    first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    fresh = np.zeros(len(order), bool)
-    fresh[order] = first
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    is_new = np.zeros(len(order), bool)
+    is_new[order] = is_first
     if old is not None:
-        fresh &= ~HashSet(hash_texts(old.ids)).holds(id_hashes)
-    return fresh
+        is_new &= ~HashSet(hash_texts(old.ids)).holds(id_hashes)
+    return is_new
 
 
-def _check_kept(old: ItemTable, read: _Scratch) -> None:
+def _check_nothing_removed(old: ItemTable, scratch: _Scratch) -> None:
     """Refuses a catalogue that lacks a row of the old table."""
-    missing = np.flatnonzero(~HashSet(read.row_hashes.mapped()).holds(old.hashes(0, len(old))))
+    missing = np.flatnonzero(~HashSet(scratch.row_hashes.mapped()).holds(old.hashes(0, len(old))))
     if len(missing):
-        shown = ", ".join(old.ids[int(row)] for row in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        examples = ", ".join(old.ids[int(row)] for row in missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise DataError(
             f"{old.path.parent}: --extend adds items, but {len(missing)} of the index are gone from the catalogue or "
-            f"have another text ({shown}): make a new index in another folder"
+            f"have another text ({examples}): make a new index in another folder"
         )
 
 
-def _all_ids(old: ItemTable | None, read: _Scratch, fresh: np.ndarray) -> np.ndarray:
+def _all_ids(old: ItemTable | None, scratch: _Scratch, is_new: np.ndarray) -> np.ndarray:
     """The ids of all rows as bytes, [n]."""
     ids = [id.encode("utf-8", "surrogatepass") for id in (old.ids if old is not None else ())]
-    ids += [row.id.encode("utf-8", "surrogatepass") for rows in read.pieces(fresh) for row in rows]
+    ids += [row.id.encode("utf-8", "surrogatepass") for rows in scratch.pieces(is_new) for row in rows]
     return np.array(ids, "S")
 
 

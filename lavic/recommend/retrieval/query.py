@@ -39,9 +39,9 @@ def shorten(query: str, limit: int, cut: Callable[[str, int, bool], tuple[str, i
     turns = query.split(TURN_END)
     order = [len(turns) - 1, *([0] if len(turns) > 1 else []), *range(len(turns) - 2, 0, -1)]
     kept: dict[int, str] = {}
-    for place in order:
+    for position in order:
         if limit <= 0:
             break
-        kept[place], tokens = cut(turns[place], limit, place == order[0])
+        kept[position], tokens = cut(turns[position], limit, position == order[0])
         limit -= tokens
-    return "\n".join(kept[place] for place in sorted(kept) if kept[place])
+    return "\n".join(kept[position] for position in sorted(kept) if kept[position])

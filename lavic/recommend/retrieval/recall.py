@@ -56,5 +56,5 @@ def _keys(conversation: Conversation) -> set[tuple[str, str]]:
 
 
 def _share(targets: Sequence[str], ids: Sequence[str]) -> float:
-    wanted = set(targets)
-    return len(wanted & set(ids)) / len(wanted)
+    distinct_targets = set(targets)
+    return len(distinct_targets & set(ids)) / len(distinct_targets)

@@ -66,7 +66,7 @@ def _references(value: Any) -> list[str]:
     """Names of the schemas that are referred to anywhere in a value."""
     if isinstance(value, Mapping):
         named = [value["$ref"].rpartition("/")[2]] if isinstance(value.get("$ref"), str) else []
-        return named + [name for below in value.values() for name in _references(below)]
+        return named + [name for nested in value.values() for name in _references(nested)]
     if isinstance(value, list):
-        return [name for below in value for name in _references(below)]
+        return [name for nested in value for name in _references(nested)]
     return []

@@ -68,7 +68,7 @@ class Guard:
             scope = {**scope, "method": "GET"}  # the server sends no body of its answer
         status = 0
         self._running += 1
-        began = time.perf_counter()
+        start = time.perf_counter()
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -80,7 +80,7 @@ class Guard:
         try:
             self._check_head(scope)
             body = await self._read(scope, receive)
-            began = time.perf_counter()
+            start = time.perf_counter()
         except ApiError as error:
             # The rest of the body is not read, so the connection cannot be used again.
             error.headers.setdefault("Connection", "close")
@@ -93,7 +93,7 @@ class Guard:
             self._running -= 1
             route = getattr(scope.get("route"), "path", None) or "other"
             self.metrics.requests.labels(route, status or 499).inc()
-            self.metrics.seconds.labels(route).observe(time.perf_counter() - began)
+            self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
 
     def _check_head(self, scope: Scope) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])

@@ -93,8 +93,8 @@ class ItemPhotos:
             if (photo := self._kept.get(key)) is not None:
                 self._kept.move_to_end(key)
                 return photo
-        place = self._find(key)
-        photo = None if place is None else _read(*place)
+        sample = self._find(key)
+        photo = None if sample is None else _read(*sample)
         if photo is not None:
             self._keep(key, photo)
         return photo

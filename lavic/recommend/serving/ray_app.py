@@ -61,10 +61,10 @@ def application(chosen: ServeSettings, generation: int = 0) -> serve.Application
         return replica_app(chosen)
 
     scale = chosen.scale
-    most = scale.max_replicas or scale.replicas
+    max_replicas = scale.max_replicas or scale.replicas
     size: dict[str, Any] = {"num_replicas": scale.replicas}
-    if most > scale.replicas:
-        limits = {"min_replicas": scale.replicas, "initial_replicas": scale.replicas, "max_replicas": most}
+    if max_replicas > scale.replicas:
+        limits = {"min_replicas": scale.replicas, "initial_replicas": scale.replicas, "max_replicas": max_replicas}
         size = {"autoscaling_config": {**limits, "target_ongoing_requests": scale.target_requests}}
     deployment = serve.deployment(
         name="Recommender",

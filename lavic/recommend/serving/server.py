@@ -53,10 +53,10 @@ def listen(host: str, port: int) -> socket.socket:
 @contextlib.contextmanager
 def hangups_kept() -> Iterator[threading.Event]:
     """Keeps SIGHUP from ending the process while everything loads; the event says whether one came."""
-    came = threading.Event()
-    before = signal.signal(signal.SIGHUP, lambda number, frame: came.set())
+    received = threading.Event()
+    before = signal.signal(signal.SIGHUP, lambda number, frame: received.set())
     try:
-        yield came
+        yield received
     finally:
         signal.signal(signal.SIGHUP, before or signal.SIG_DFL)
 
@@ -141,9 +141,9 @@ def raise_file_limit() -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= _FILES:
         return _FILES
-    wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    soft_limit = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
     with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft_limit, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 

@@ -126,15 +126,15 @@ def check_limits(query: Query, settings: ServeSettings) -> None:
     """
     form = query.conversation
     turns = 0 if isinstance(form, str) or not isinstance(form, Sequence) else len(form)
-    for part, what, size, most in (
+    for part, unit, size, maximum in (
         (query.name, "turns", turns, settings.max_turns),
         ("candidates", "items", len(query.candidates or ()), settings.max_candidates),
         ("exclude", "items", len(query.exclude), settings.max_candidates),
         ("k", "items", query.k, settings.max_k),
         (query.name, "characters", _characters(form), settings.max_characters),
     ):
-        if size > most:
-            raise DataError(f"{part}: {size} {what}, the server takes {most} at most")
+        if size > maximum:
+            raise DataError(f"{part}: {size} {unit}, the server takes {maximum} at most")
 
 
 def _characters(form: Any) -> int:

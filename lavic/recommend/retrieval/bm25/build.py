@@ -57,9 +57,9 @@ class Bm25Builder:
             vocabulary, frequency = _vocabulary(parts)
             idf = np.log1p((len(table) - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
             mean = sum(int(part.lengths.sum()) for part in parts) / len(table) or 1.0
-            words = IndexFile(f"bm25-words-{source[:16]}.safetensors", len(vocabulary), source, False)
-            _write(folder, words, VOCABULARY, hashes=vocabulary)
-            files = [words]
+            vocabulary_file = IndexFile(f"bm25-words-{source[:16]}.safetensors", len(vocabulary), source, False)
+            _write(folder, vocabulary_file, VOCABULARY, hashes=vocabulary)
+            files = [vocabulary_file]
             for number, part in enumerate(parts):
                 file = IndexFile(f"bm25-{number:05d}-{source[:16]}.safetensors", len(part.lengths), source)
                 _write(folder, file, KIND, **self._part(part, vocabulary, idf, mean))
@@ -68,13 +68,13 @@ class Bm25Builder:
 
     def _part(self, part: _Part, vocabulary: np.ndarray, idf: np.ndarray, mean: float) -> dict[str, np.ndarray]:
         """The scores of a part by word, each word's rows in ascending order."""
-        rows, words, counts = part.sorted_by(np.searchsorted(vocabulary, part.hashes))
+        rows, word_ids, counts = part.sorted_by(np.searchsorted(vocabulary, part.hashes))
         k1, b = self.settings["k1"], self.settings["b"]
         tf = counts.astype(np.float32)
         lengths = part.lengths[rows].astype(np.float64)
-        data = idf[words] * (tf / (k1 * ((1 - b) + b * lengths / mean) + tf))
+        data = idf[word_ids] * (tf / (k1 * ((1 - b) + b * lengths / mean) + tf))
         starts = np.zeros(len(vocabulary) + 1, np.int64)
-        starts[1:] = np.bincount(words, minlength=len(vocabulary))
+        starts[1:] = np.bincount(word_ids, minlength=len(vocabulary))
         return {"data": data.astype("<f4"), "indices": rows.astype("<i4"), "indptr": np.cumsum(starts).astype("<i8")}
 
 
@@ -90,38 +90,38 @@ class _Part:
         self.frequency = frequency
         """Rows that have the word."""
 
-    def sorted_by(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def sorted_by(self, catalogue_word_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Row, word and count of every pair of row and word, by word and then by row.
 
         Args:
-            places: The number of each of the part's words in the catalogue's vocabulary.
+            catalogue_word_ids: The number of each of the part's words in the catalogue's vocabulary.
         """
         pairs = self._pairs.mapped()
-        words = places[pairs[:, 1]]
-        order = np.argsort(words, kind="stable")
-        return pairs[order, 0], words[order], pairs[order, 2]
+        word_ids = catalogue_word_ids[pairs[:, 1]]
+        order = np.argsort(word_ids, kind="stable")
+        return pairs[order, 0], word_ids[order], pairs[order, 2]
 
 
 def _count(writer: ArrayWriter, table: ItemTable, start: int, end: int) -> _Part:
     """Counts the words of some rows."""
-    numbers: dict[str, int] = {}
+    word_ids: dict[str, int] = {}
     pairs = writer.scratch("<u4", 3)
     lengths = []
-    for first, words, counted in _words(table, start, end):
-        lengths.append(counted)
-        flat = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int64, len(words))
-        rows = np.repeat(np.arange(first - start, first - start + len(counted)), counted)
-        unique, counts = np.unique(rows << 32 | flat, return_counts=True)
+    for first, words, lengths_of_rows in _words(table, start, end):
+        lengths.append(lengths_of_rows)
+        ids = np.fromiter((word_ids.setdefault(word, len(word_ids)) for word in words), np.int64, len(words))
+        rows = np.repeat(np.arange(first - start, first - start + len(lengths_of_rows)), lengths_of_rows)
+        unique, counts = np.unique(rows << 32 | ids, return_counts=True)
         pairs.append(np.stack([unique >> 32, unique & 0xFFFFFFFF, counts], axis=1))
-    frequency = np.bincount(pairs.mapped()[:, 1], minlength=len(numbers)) if numbers else np.zeros(0, np.int64)
-    return _Part(pairs, np.concatenate(lengths), hash_words(numbers), frequency)
+    frequency = np.bincount(pairs.mapped()[:, 1], minlength=len(word_ids)) if word_ids else np.zeros(0, np.int64)
+    return _Part(pairs, np.concatenate(lengths), hash_words(word_ids), frequency)
 
 
 def _words(table: ItemTable, start: int, end: int) -> Iterator[tuple[int, list[str], np.ndarray]]:
     """The words of some rows, one row after the other, and how many each has."""
-    words_in = words_of()
+    split_words = words_of()
     for first in range(start, end, _AT_ONCE):
-        rows = [words_in(text) for text in table.texts(first, min(first + _AT_ONCE, end))]
+        rows = [split_words(text) for text in table.texts(first, min(first + _AT_ONCE, end))]
         yield first, [word for words in rows for word in words], np.array([len(words) for words in rows], np.int64)
 
 

@@ -38,11 +38,11 @@ class Bm25Search:
     """
 
     def __init__(self, folder: Path, record: MethodRecord, rank: np.ndarray, shard: Shard = (0, 1)) -> None:
-        (words,) = (file for file in record.files if not file.rows_from_items)
-        self._vocabulary = open_array_file(folder / words.name, VOCABULARY, words.source)["hashes"]
+        (vocabulary_file,) = (file for file in record.files if not file.rows_from_items)
+        self._vocabulary = open_array_file(folder / vocabulary_file.name, VOCABULARY, vocabulary_file.source)["hashes"]
         self._rank = rank
         self._words = words_of()
-        self._place = lru_cache(_RECENT)(self._find)
+        self._word_id = lru_cache(_RECENT)(self._find)
         self._parts: list[tuple[int, _Scores]] = []
         for start, file in record.rows_of(shard):
             arrays = open_array_file(folder / file.name, KIND, file.source)
@@ -50,25 +50,25 @@ class Bm25Search:
 
     def search(self, queries: Sequence[str], k: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray]]:
         """The best rows of each query with their scores, best first: int64 [<= k], float32 [<= k]."""
-        return [self._search(query, most) for query, most in zip(queries, k, strict=True)]
+        return [self._search(query, max_rows) for query, max_rows in zip(queries, k, strict=True)]
 
     def score(self, query: str, rows: np.ndarray) -> np.ndarray:
         """The scores of some rows: float32 [n], 0 where a row has no word of the query."""
-        words = self._word_ids(query)
+        word_ids = self._word_ids(query)
         scores = np.zeros(len(rows), np.float32)
         for start, part in self._parts:
             inside = np.flatnonzero((rows >= start) & (rows < start + part.rows))
-            for word in words.tolist() if len(inside) else ():
-                places, values = part.of_word(word, rows[inside] - start)
-                scores[inside[places]] += values
+            for word_id in word_ids.tolist() if len(inside) else ():
+                positions, values = part.of_word(word_id, rows[inside] - start)
+                scores[inside[positions]] += values
         return scores
 
     def _search(self, query: str, k: int) -> tuple[np.ndarray, np.ndarray]:
-        words = self._word_ids(query)
+        word_ids = self._word_ids(query)
         results: list[tuple[np.ndarray, np.ndarray]] = []
         for start, part in self._parts:
-            if len(words):
-                scores = part.of_query(words)
+            if len(word_ids):
+                scores = part.of_query(word_ids)
                 rows = best_rows(scores, self._rank[start : start + len(scores)], k)
                 results.append((rows + start, scores[rows]))
         if not results:
@@ -80,15 +80,15 @@ class Bm25Search:
         return rows[order], scores[order]
 
     def _word_ids(self, query: str) -> np.ndarray:
-        """The places of the query's words in the vocabulary, in the query's order; unknown words are left out."""
-        places = map(self._place, self._words(query))
-        return np.array([place for place in places if place >= 0], np.int32)
+        """The ids of the query's words, in the query's order; unknown words are left out."""
+        word_ids = map(self._word_id, self._words(query))
+        return np.array([word_id for word_id in word_ids if word_id >= 0], np.int32)
 
     def _find(self, word: str) -> int:
-        """The place of a word in the vocabulary; -1 if no item has it."""
+        """The id of a word, which is its position in the vocabulary; -1 if no item has it."""
         (hash_,) = hash_words([word])
-        place = int(np.searchsorted(self._vocabulary, hash_))
-        return place if place < len(self._vocabulary) and self._vocabulary[place] == hash_ else -1
+        word_id = int(np.searchsorted(self._vocabulary, hash_))
+        return word_id if word_id < len(self._vocabulary) and self._vocabulary[word_id] == hash_ else -1
 
 
 def best_rows(scores: np.ndarray, rank: np.ndarray, k: int) -> np.ndarray:
@@ -96,12 +96,12 @@ def best_rows(scores: np.ndarray, rank: np.ndarray, k: int) -> np.ndarray:
     rows = np.flatnonzero(scores >= _reached(scores, k))
     if len(rows) > _SORTED * k:  # many rows of the same score
         values = scores[rows]
-        least = np.partition(values, len(values) - k)[len(values) - k]
-        above, level = rows[values > least], rows[values == least]
-        left = k - len(above)
-        if len(level) > left:
-            level = level[np.argpartition(rank[level], left - 1)[:left]]
-        rows = np.concatenate([above, level])
+        kth_score = np.partition(values, len(values) - k)[len(values) - k]
+        higher, tied = rows[values > kth_score], rows[values == kth_score]
+        remaining = k - len(higher)
+        if len(tied) > remaining:
+            tied = tied[np.argpartition(rank[tied], remaining - 1)[:remaining]]
+        rows = np.concatenate([higher, tied])
     return rows[np.lexsort((rank[rows], -scores[rows]))[:k]]
 
 
@@ -111,8 +111,8 @@ def _reached(scores: np.ndarray, k: int) -> np.float32:
     least = np.float32(0)
     if size > 1:
         # A block has every size-th row: the maximum over a few long axes is faster than over many short ones.
-        most = scores[: len(scores) // size * size].reshape(size, -1).max(axis=0)
-        least = np.partition(most, len(most) - k)[len(most) - k]
+        block_maxima = scores[: len(scores) // size * size].reshape(size, -1).max(axis=0)
+        least = np.partition(block_maxima, len(block_maxima) - k)[len(block_maxima) - k]
     return max(least, np.nextafter(np.float32(0), np.float32(1)))
 
 
@@ -125,9 +125,9 @@ class _Scores:
     indptr: np.ndarray
     rows: int
 
-    def of_query(self, words: np.ndarray) -> np.ndarray:
+    def of_query(self, word_ids: np.ndarray) -> np.ndarray:
         """The scores of all rows for the words of a query: float32 [rows]."""
-        scores: np.ndarray = self._scorer.get_scores_from_ids(words)
+        scores: np.ndarray = self._scorer.get_scores_from_ids(word_ids)
         return scores
 
     @cached_property
@@ -136,15 +136,15 @@ class _Scores:
         scorer.scores = {"data": self.data, "indices": self.indices, "indptr": self.indptr, "num_docs": self.rows}
         return scorer
 
-    def of_word(self, word: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The places of those rows that have a word, and their scores for it."""
-        start, end = self.indptr[word : word + 2]
-        having = self.indices[start:end]
-        if not len(having):
+    def of_word(self, word_id: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The positions of those rows that have a word, and their scores for it."""
+        start, end = self.indptr[word_id : word_id + 2]
+        word_rows = self.indices[start:end]
+        if not len(word_rows):
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
-        at = np.minimum(np.searchsorted(having, rows), len(having) - 1)
-        places = np.flatnonzero(having[at] == rows)
-        return places, self.data[start:end][at[places]]
+        insertion = np.minimum(np.searchsorted(word_rows, rows), len(word_rows) - 1)
+        positions = np.flatnonzero(word_rows[insertion] == rows)
+        return positions, self.data[start:end][insertion[positions]]
 
 
 @lru_cache(maxsize=1)

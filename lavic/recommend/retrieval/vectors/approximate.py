@@ -71,8 +71,8 @@ def with_approximate(folder: Path, record: MethodRecord, chosen: ApproximateSett
         stem = f"{record.files[0].name.partition('-')[0]}-near-{number:05d}-{source[:16]}"
         path = _whole_file(folder, stem) or _write(folder, stem, vectors, start, rows, str(chosen.index))
         files.append({"name": path.name, "start": start, "rows": rows, "bytes": path.stat().st_size})
-    made = {"settings": recorded, "files": files, "effort": 1}
-    return replace(record, approximate={**made, **_measure(folder, vectors, made, chosen, rank)})
+    approximate = {"settings": recorded, "files": files, "effort": 1}
+    return replace(record, approximate={**approximate, **_measure(folder, vectors, approximate, chosen, rank)})
 
 
 def searches_as(record: MethodRecord, chosen: ApproximateSettings) -> bool:
@@ -107,18 +107,18 @@ class Approximate:
         effort: nprobe or efSearch, for lists as long as those that recall was measured with.
     """
 
-    def __init__(self, folder: Path, made: Mapping[str, Any], shard: Shard = (0, 1)) -> None:
+    def __init__(self, folder: Path, approximate: Mapping[str, Any], shard: Shard = (0, 1)) -> None:
         part, parts = shard
-        count = len(made["files"])
+        count = len(approximate["files"])
         self._indexes = [
             (range(file["start"], file["start"] + file["rows"]), _open(folder / file["name"], file["bytes"]))
-            for file in made["files"][part * count // parts : (part + 1) * count // parts]
+            for file in approximate["files"][part * count // parts : (part + 1) * count // parts]
         ]
         self.files = tuple(file for file, _ in self._indexes)
-        self._measured_k = int(made["settings"]["k"])
-        self.effort = int(made["effort"])
+        self._measured_k = int(approximate["settings"]["k"])
+        self.effort = int(approximate["effort"])
 
-    def near(self, queries: np.ndarray, k: np.ndarray) -> Iterator[tuple[range, list[np.ndarray]]]:
+    def propose(self, queries: np.ndarray, k: np.ndarray) -> Iterator[tuple[range, list[np.ndarray]]]:
         """The rows of each file, and those of them among which most of a query's k best are.
 
         Longer lists than those that recall was measured with take more effort, in proportion. The effort is doubled
@@ -131,21 +131,21 @@ class Approximate:
         Yields:
             A file's rows, and for each query int64 [some].
         """
-        most = _proposals(k)
+        num_proposals = _proposals(k)
         factors = np.maximum(1, np.rint(k / self._measured_k)).astype(np.int64)
         for file, index in self._indexes:
             rows = [np.zeros(0, np.int64)] * len(queries)
             for factor in np.unique(factors).tolist():
-                todo = np.flatnonzero(factors == factor)
-                width = min(int(most[todo].max()), index.ntotal)
-                more = True
-                while more and len(todo):
-                    more = self._set_effort(index, factor)
-                    _, proposed = index.search(np.ascontiguousarray(queries[todo]), width)
-                    for number, found in zip(todo.tolist(), proposed, strict=True):
-                        first = found[: most[number]]
+                pending = np.flatnonzero(factors == factor)
+                width = min(int(num_proposals[pending].max()), index.ntotal)
+                can_find_more = True
+                while can_find_more and len(pending):
+                    can_find_more = self._set_effort(index, factor)
+                    _, proposed = index.search(np.ascontiguousarray(queries[pending]), width)
+                    for number, proposals in zip(pending.tolist(), proposed, strict=True):
+                        first = proposals[: num_proposals[number]]
                         rows[number] = first[first >= 0] + file.start
-                    todo = todo[[len(rows[number]) < min(k[number], index.ntotal) for number in todo]]
+                    pending = pending[[len(rows[number]) < min(k[number], index.ntotal) for number in pending]]
                     factor *= 2
             yield file, rows
 
@@ -174,11 +174,11 @@ def _whole_file(folder: Path, stem: str) -> Path | None:
 
 def _write(folder: Path, stem: str, vectors: VectorFiles, start: int, rows: int, name: str) -> Path:
     faiss = _faiss()
-    lists = max(1, min(int(2 * rows**0.5), rows // 39))  # 39: FAISS's own least
-    words = f"IVF{lists},SQ8" if name == AUTO else name
+    num_lists = max(1, min(int(2 * rows**0.5), rows // 39))  # 39: FAISS's own least
+    factory_string = f"IVF{num_lists},SQ8" if name == AUTO else name
     try:
-        index = faiss.index_factory(vectors.width, words, faiss.METRIC_INNER_PRODUCT)
-        count = min(rows, _TRAINING * _lists(index, lists))
+        index = faiss.index_factory(vectors.width, factory_string, faiss.METRIC_INNER_PRODUCT)
+        count = min(rows, _TRAINING * _lists(index, num_lists))
         index.train(vectors.rows(start + np.arange(count) * rows // count))
         for first in range(start, start + rows, 1 << 16):
             index.add(vectors.rows(np.arange(first, min(first + (1 << 16), start + rows))))
@@ -215,7 +215,7 @@ def _open(path: Path, size: int) -> Any:
 
 
 def _measure(
-    folder: Path, vectors: VectorFiles, made: Mapping[str, Any], chosen: ApproximateSettings, rank: np.ndarray
+    folder: Path, vectors: VectorFiles, record: Mapping[str, Any], chosen: ApproximateSettings, rank: np.ndarray
 ) -> dict[str, Any]:
     """The smallest effort that reaches the wanted recall, and what each reached."""
     from lavic.recommend.retrieval.vectors.search import VectorSearch
@@ -223,22 +223,22 @@ def _measure(
     queries = vectors.rows(np.linspace(0, len(vectors) - 1, min(_SAMPLE, len(vectors))).astype(np.int64))
     k = [chosen.k] * len(queries)
     exact = VectorSearch(vectors, rank).search(queries, k)
-    approximate = Approximate(folder, made)
+    approximate = Approximate(folder, record)
     reached: dict[int, float] = {}
 
-    def enough(effort: int) -> bool:
+    def reaches_recall(effort: int) -> bool:
         approximate.effort = effort
         rows = VectorSearch(vectors, rank, approximate).search(queries, k)
         reached[effort] = round(_recall(exact, rows), 4)
         return reached[effort] >= chosen.recall
 
     effort = 1
-    while not enough(effort) and effort < _MAX_EFFORT:
+    while not reaches_recall(effort) and effort < _MAX_EFFORT:
         effort *= 2
     too_little = effort // 2
     while effort - too_little > max(1, effort // 8):
         middle = (effort + too_little) // 2
-        if enough(middle):
+        if reaches_recall(middle):
             effort = middle
         else:
             too_little = middle
@@ -248,9 +248,9 @@ def _measure(
 
 def _recall(exact: Sequence[tuple[np.ndarray, np.ndarray]], other: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     """Share of the exact search's rows that the other found."""
-    wanted = sum(len(rows) for rows, _ in exact)
-    same = sum(len(np.intersect1d(a, b)) for (a, _), (b, _) in zip(exact, other, strict=True))
-    return same / wanted if wanted else 1.0
+    num_exact = sum(len(rows) for rows, _ in exact)
+    num_found = sum(len(np.intersect1d(a, b)) for (a, _), (b, _) in zip(exact, other, strict=True))
+    return num_found / num_exact if num_exact else 1.0
 
 
 def _faiss() -> Any:

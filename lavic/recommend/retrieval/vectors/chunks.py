@@ -96,17 +96,17 @@ def write_chunk(folder: Path, chunk: Chunk, vectors: np.ndarray, sources: np.nda
     """
     if vectors.ndim != 2 or len(vectors) != chunk.file.rows:
         raise ValueError(f"vectors of shape {vectors.shape} for {chunk.file.rows} rows")
-    made = unit_rows(vectors, chunk.start, str(folder / chunk.file.name))
+    normalized = unit_rows(vectors, chunk.start, str(folder / chunk.file.name))
     with ArrayWriter(folder) as writer:
-        writer.column("vectors", "<f4", made.shape[1]).append(made)
-        writer.column("empty", "<i4").append(np.flatnonzero(~made.any(axis=1)))
+        writer.column("vectors", "<f4", normalized.shape[1]).append(normalized)
+        writer.column("empty", "<i4").append(np.flatnonzero(~normalized.any(axis=1)))
         if sources is not None:
             writer.column("sources", "<u8").append(sources)
         with atomic_open(folder / chunk.file.name) as out:
             writer.put_together(out, {"kind": KIND, "source": chunk.file.source})
 
 
-def unit_rows(vectors: np.ndarray, first: int, what: str) -> np.ndarray:
+def unit_rows(vectors: np.ndarray, first: int, source: str) -> np.ndarray:
     """Vectors of length 1, float32; rows of zeros stay.
 
     Raises:
@@ -116,7 +116,7 @@ def unit_rows(vectors: np.ndarray, first: int, what: str) -> np.ndarray:
     lengths = np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True)
     if not np.isfinite(lengths).all():
         row = first + int(np.flatnonzero(~np.isfinite(lengths[:, 0]))[0])
-        raise DataError(f"{what}: vector {row} has values that are not finite (NaN or infinity)")
+        raise DataError(f"{source}: vector {row} has values that are not finite (NaN or infinity)")
     return (values / np.where(lengths > 0, lengths, 1.0)).astype(np.float32)
 
 
@@ -125,8 +125,8 @@ def previous_arrays(folder: Path, previous: MethodRecord | None, chunk: Chunk) -
     start = 0
     for file in previous.files if previous else ():
         if start == chunk.start and file.rows <= chunk.file.rows:
-            whole = is_readable(folder / file.name, KIND, file.source)
-            return open_array_file(folder / file.name, KIND, file.source) if whole else None
+            readable = is_readable(folder / file.name, KIND, file.source)
+            return open_array_file(folder / file.name, KIND, file.source) if readable else None
         start += file.rows
     return None
 
@@ -148,18 +148,24 @@ def make_chunk(
         DataError: The vectors have another width than those of the smaller index.
     """
     old = previous_arrays(folder, previous, chunk)
-    kept = np.asarray(old["vectors"]) if old is not None else np.zeros((0, 0), np.float32)
-    texts = table.texts(chunk.start + len(kept), chunk.end)
+    previous_vectors = np.asarray(old["vectors"]) if old is not None else np.zeros((0, 0), np.float32)
+    texts = table.texts(chunk.start + len(previous_vectors), chunk.end)
     # each text once, so that items of the same text have the same vector
-    places: dict[str, int] = {}
-    numbers = [places.setdefault(text, len(places)) if text.strip() else -1 for text in texts]
-    vectors = np.asarray(embed(list(places)), np.float32) if places else np.zeros((0, kept.shape[1] or 1), np.float32)
-    if len(kept) and kept.shape[1] != vectors.shape[1]:
-        if kept.any():
-            raise DataError(_widths(folder, kept.shape[1], vectors.shape[1]))
-        kept = np.zeros((len(kept), vectors.shape[1]), np.float32)  # there was no text among them
+    number_of_text: dict[str, int] = {}
+    numbers = [number_of_text.setdefault(text, len(number_of_text)) if text.strip() else -1 for text in texts]
+    vectors = (
+        np.asarray(embed(list(number_of_text)), np.float32)
+        if number_of_text
+        else np.zeros((0, previous_vectors.shape[1] or 1), np.float32)
+    )
+    if len(previous_vectors) and previous_vectors.shape[1] != vectors.shape[1]:
+        if previous_vectors.any():
+            raise DataError(_other_width(folder, previous_vectors.shape[1], vectors.shape[1]))
+        previous_vectors = np.zeros(
+            (len(previous_vectors), vectors.shape[1]), np.float32
+        )  # there was no text among them
     rows = np.concatenate([vectors, np.zeros((1, vectors.shape[1]), np.float32)])[numbers]
-    write_chunk(folder, chunk, np.concatenate([kept, rows]) if len(kept) else rows)
+    write_chunk(folder, chunk, np.concatenate([previous_vectors, rows]) if len(previous_vectors) else rows)
 
 
 def vectors_record(
@@ -178,14 +184,14 @@ def vectors_record(
         if len(arrays["empty"]) == file.rows:
             widest = max(widest, other)  # a chunk whose items all have no text may have another width
         elif width and other != width:
-            raise DataError(_widths(folder, width, other))
+            raise DataError(_other_width(folder, width, other))
         else:
             width = other
     width = width or widest
     return MethodRecord(kind="vectors", settings=settings, files=files, width=width, parts=parts)
 
 
-def _widths(folder: Path, before: int, now: int) -> str:
+def _other_width(folder: Path, before: int, now: int) -> str:
     return (
         f"{folder}: the model gives vectors of {now} numbers, and the index has vectors of {before}: it is another "
         "model of the same name; use another --index"
@@ -214,8 +220,8 @@ class VectorFiles:
         first = record.rows_of(shard)
         self._shard = range(len(self._chunks))
         if shard != (0, 1):
-            places = {start: place for place, (start, _, _) in enumerate(self._chunks)}
-            self._shard = range(places[first[0][0]], places[first[-1][0]] + 1) if first else range(0)
+            number_of_start = {start: number for number, (start, _, _) in enumerate(self._chunks)}
+            self._shard = range(number_of_start[first[0][0]], number_of_start[first[-1][0]] + 1) if first else range(0)
         self.width = record.width
         self.is_empty = all(len(empty) == len(vectors) for _, vectors, empty in self._chunks)
         self._starts = np.array([start for start, _, _ in self._chunks])
@@ -229,8 +235,8 @@ class VectorFiles:
         Args:
             rows: Yields these rows alone, whatever the shard; by default those of the shard.
         """
-        for place in self._shard if rows is None else range(len(self._chunks)):
-            start, vectors, empty = self._chunks[place]
+        for number in self._shard if rows is None else range(len(self._chunks)):
+            start, vectors, empty = self._chunks[number]
             if vectors.shape[1] != self.width:
                 continue
             if rows is None:
@@ -238,28 +244,28 @@ class VectorFiles:
                 continue
             first, end = max(rows.start - start, 0), min(rows.stop - start, len(vectors))
             if first < end:
-                left, right = np.searchsorted(empty, [first, end])
-                yield start + first, vectors[first:end], empty[left:right] - first
+                first_empty, end_empty = np.searchsorted(empty, [first, end])
+                yield start + first, vectors[first:end], empty[first_empty:end_empty] - first
 
     def have_vectors(self, rows: np.ndarray) -> np.ndarray:
         """Which of some rows have a vector: bool [n]."""
-        have = np.ones(len(rows), bool)
-        places = np.searchsorted(self._starts, rows, side="right") - 1
-        for place in np.unique(places).tolist():
-            start, _, empty = self._chunks[place]
+        has_vector = np.ones(len(rows), bool)
+        chunk_numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(chunk_numbers).tolist():
+            start, _, empty = self._chunks[number]
             if len(empty):
-                inside = places == place
-                have[inside] = ~np.isin(rows[inside] - start, empty)
-        return have
+                in_chunk = chunk_numbers == number
+                has_vector[in_chunk] = ~np.isin(rows[in_chunk] - start, empty)
+        return has_vector
 
     def rows(self, rows: np.ndarray) -> np.ndarray:
         """The vectors of some rows: float32 [n, width]."""
-        made = np.empty((len(rows), self.width), np.float32)
+        result = np.empty((len(rows), self.width), np.float32)
         order = np.argsort(rows, kind="stable")
         bounds = [*np.searchsorted(rows[order], self._starts).tolist(), len(rows)]
         for (start, vectors, _), first, end in zip(self._chunks, bounds, bounds[1:], strict=False):
             if first < end:
-                places = order[first:end]
+                positions = order[first:end]
                 # a file of no vectors at all has no width
-                made[places] = vectors[rows[places] - start] if vectors.shape[1] == self.width else 0
-        return made
+                result[positions] = vectors[rows[positions] - start] if vectors.shape[1] == self.width else 0
+        return result

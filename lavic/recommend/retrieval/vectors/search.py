@@ -70,28 +70,30 @@ class VectorSearch:
         """
         queries = self.checked(vectors)
         results = [(np.zeros(0, np.int64), np.zeros(0))] * len(queries)
-        asked = np.flatnonzero(queries.any(axis=1))
-        for number, rows in zip(asked, self._search(queries[asked], np.array(k, np.int64)[asked], exact), strict=True):
+        nonzero = np.flatnonzero(queries.any(axis=1))
+        for number, rows in zip(
+            nonzero, self._search(queries[nonzero], np.array(k, np.int64)[nonzero], exact), strict=True
+        ):
             results[number] = rows
         return results
 
-    def _search(self, queries: np.ndarray, most: np.ndarray, exact: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _search(self, queries: np.ndarray, k: np.ndarray, exact: bool) -> list[tuple[np.ndarray, np.ndarray]]:
         """As `search`, for queries of length 1."""
         results = []
         for first in range(0, len(queries), _QUERIES):
             batch = slice(first, first + _QUERIES)
             if self._approximate is not None and not exact:
-                near = self._proposed(self._approximate, queries[batch], most[batch])
+                proposed = self._proposed(self._approximate, queries[batch], k[batch])
             else:
-                near = self._near(queries[batch], most[batch])
-            for offset in range(0, len(near), _RESCORED):
-                group = near[offset : offset + _RESCORED]
+                proposed = self._best_candidates(queries[batch], k[batch])
+            for offset in range(0, len(proposed), _RESCORED):
+                group = proposed[offset : offset + _RESCORED]
                 # read at once: a query's rows are in as many files as there are
                 blocks = np.split(
                     self._files.rows(np.concatenate(group)), np.cumsum([len(rows) for rows in group])[:-1]
                 )
-                for place, (rows, values) in enumerate(zip(group, blocks, strict=True), first + offset):
-                    results.append(self._best(queries[place], rows, values, int(most[place])))
+                for number, (rows, values) in enumerate(zip(group, blocks, strict=True), first + offset):
+                    results.append(self._best(queries[number], rows, values, int(k[number])))
         return results
 
     def score(self, vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -125,31 +127,33 @@ class VectorSearch:
         itself, so that the result does not depend on which files are searched together.
         """
         lists: list[list[np.ndarray]] = [[np.zeros(0, np.int64)] for _ in queries]
-        for file, proposed in approximate.near(queries, k):
-            have = np.split(
+        for file, proposed in approximate.propose(queries, k):
+            masks = np.split(
                 self._files.have_vectors(np.concatenate(proposed)), np.cumsum([len(rows) for rows in proposed])[:-1]
             )
-            proposed = [rows[kept] for rows, kept in zip(proposed, have, strict=True)]
-            least = np.minimum(k, self._searchable[file])
-            short = [number for number, rows in enumerate(proposed) if len(rows) < least[number]]
-            if short:
-                for number, rows in zip(short, self._near(queries[short], k[short], file), strict=True):
+            proposed = [rows[has_vector] for rows, has_vector in zip(proposed, masks, strict=True)]
+            num_needed = np.minimum(k, self._searchable[file])
+            too_few = [number for number, rows in enumerate(proposed) if len(rows) < num_needed[number]]
+            if too_few:
+                for number, rows in zip(
+                    too_few, self._best_candidates(queries[too_few], k[too_few], file), strict=True
+                ):
                     proposed[number] = rows
             for rows_of, rows in zip(lists, proposed, strict=True):
                 rows_of.append(rows)
         return [np.concatenate(rows) for rows in lists]
 
-    def _near(self, queries: np.ndarray, k: np.ndarray, rows: range | None = None) -> list[np.ndarray]:
+    def _best_candidates(self, queries: np.ndarray, k: np.ndarray, rows: range | None = None) -> list[np.ndarray]:
         """The rows among which a query's k best are, of all or of some `rows`: int64 [some] for each query."""
-        kept = _Kept(k)
+        top_rows = _TopRows(k)
         for start, vectors, empty in self._files.blocks(rows):
             scores = queries @ vectors.T
             scores[:, empty] = -np.inf
-            kept.add(scores, start)
-        return kept.rows()
+            top_rows.add(scores, start)
+        return top_rows.rows()
 
 
-class _Kept:
+class _TopRows:
     """The rows that come close to the k best of each query, of all blocks so far."""
 
     def __init__(self, k: np.ndarray) -> None:
@@ -196,8 +200,8 @@ class _Kept:
         first = np.cumsum(counts) - counts
         full = np.flatnonzero((counts >= self._k) & (self._k > 0))
         self._least[full] = np.maximum(self._least[full], scores[first[full] + self._k[full] - 1] - np.float32(_NEAR))
-        kept = scores >= self._least[queries]
-        self._scores, self._rows, self._queries = [scores[kept]], [rows[kept]], [queries[kept]]
+        passing = scores >= self._least[queries]
+        self._scores, self._rows, self._queries = [scores[passing]], [rows[passing]], [queries[passing]]
 
     def rows(self) -> list[np.ndarray]:
         """Of each query."""

@@ -89,8 +89,8 @@ class SentenceEncoder:
     def queries(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors of queries (see `query_text`), of which each keeps its last turn: float32 [n, d]."""
         prompt = len(self._tokenizer.encode(str((self._model.prompts or {}).get("query") or "")))
-        short = [shorten(text, self._limit - prompt, self._cut) for text in texts]
-        return self._encode(self._model.encode_query, short, _QUERY_ROWS)
+        shortened = [shorten(text, self._limit - prompt, self._cut) for text in texts]
+        return self._encode(self._model.encode_query, shortened, _QUERY_ROWS)
 
     def _encode(self, encode: Any, texts: list[str], batch_size: int) -> np.ndarray:
         vectors = encode(texts, batch_size=batch_size, convert_to_numpy=True, show_progress_bar=False)
@@ -98,17 +98,17 @@ class SentenceEncoder:
 
     def _cut(self, text: str, limit: int, middle: bool) -> tuple[str, int]:
         """See `shorten`. A token is cut out by its place in the text, so what is left is the text as it was written."""
-        places = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+        offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
             "offset_mapping"
         ]
-        if len(places) <= limit:
-            return text, len(places) + 1
+        if len(offsets) <= limit:
+            return text, len(offsets) + 1
         head = limit // 2 if middle else limit
         tail = limit - head
-        words = text[: places[head - 1][1]] if head else ""
+        cut_text = text[: offsets[head - 1][1]] if head else ""
         if tail:
-            words = f"{words} {text[places[len(places) - tail][0] :]}"
-        return words.strip(), limit
+            cut_text = f"{cut_text} {text[offsets[len(offsets) - tail][0] :]}"
+        return cut_text.strip(), limit
 
 
 def _digests(folder: Path) -> dict[str, str]:

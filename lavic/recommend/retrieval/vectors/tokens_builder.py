@@ -109,13 +109,13 @@ class TokenChunks:
         if chunk_source(NAME, self._recorded, self._table, chunk.start, chunk.end, sources) != chunk.file.source:
             raise DataError(f"{self._store.folder}: the item store was changed meanwhile: run the same command again")
         vectors = np.zeros((len(ids), self._encoder.width), np.float32)
-        fresh = np.ones(len(ids), bool)
+        is_new = np.ones(len(ids), bool)
         old = previous_arrays(folder, self._previous, chunk)
         if old is not None and "sources" in old:
-            same = np.flatnonzero(old["sources"] == sources[: len(old["sources"])])
-            vectors[same], fresh[same] = old["vectors"][same], False
-        if fresh.any():
-            vectors[fresh] = self._encoder.items(self._store, [ids[row] for row in np.flatnonzero(fresh)])
+            unchanged = np.flatnonzero(old["sources"] == sources[: len(old["sources"])])
+            vectors[unchanged], is_new[unchanged] = old["vectors"][unchanged], False
+        if is_new.any():
+            vectors[is_new] = self._encoder.items(self._store, [ids[row] for row in np.flatnonzero(is_new)])
         write_chunk(folder, chunk, vectors, sources)
         return chunk.file.rows
 
@@ -126,6 +126,6 @@ def row_sources(store: ItemStore, ids: Sequence[str]) -> np.ndarray:
     texts = []
     for id in ids:
         item = store.items.find(id)
-        number, place = store.items.place_of(item.row) if item is not None else (0, -1)
-        texts.append(f"{parts[number]}:{place}" if item is not None else "")
+        number, row_of_part = store.items.place_of(item.row) if item is not None else (0, -1)
+        texts.append(f"{parts[number]}:{row_of_part}" if item is not None else "")
     return hash_texts(texts)[:, 0]

@@ -60,8 +60,8 @@ def tokens_settings(chosen: TokensSettings) -> dict[str, Any]:
         raise ConfigError("--methods tokens needs --tokens.retriever, the run of `lavic tune-retriever`")
     folder = find_retriever(chosen.retriever)
     info = RetrieverInfo.read(folder)
-    heads = 1 + (info.folds if chosen.folds else 0)
-    return {"bundle": str(folder.absolute()), **_digests(folder, info), "heads": heads}
+    num_heads = 1 + (info.folds if chosen.folds else 0)
+    return {"bundle": str(folder.absolute()), **_digests(folder, info), "heads": num_heads}
 
 
 def _digests(folder: Path, info: RetrieverInfo) -> dict[str, Any]:
