@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from lavic.config import Seed, parse, settings
-from lavic.data.descriptions import described_by, descriptions_path, read_descriptions
+from lavic.data.descriptions import described_by, descriptions_path, is_of_photo, read_rows
 from lavic.data.manifest import Manifest
 from lavic.data.remote_shards import CacheSettings
 from lavic.data.shard_dataset import ShardDataset
@@ -141,8 +141,14 @@ def is_complete(settings: DescribeSettings, *, cached: Cached = lambda file, key
 
 
 def _describes_all(data: ShardDataset, number: int) -> bool:
-    """Whether a shard's sidecar has exactly its photos: a crawl may have packed the shard again with more photos."""
-    return read_descriptions(data.manifest.path(data.manifest.shards[number])).keys() == set(data.keys_of(number))
+    """Whether a shard's sidecar has exactly its photos: a crawl may have packed it again with more or other photos."""
+    rows = {row["key"]: row for row in read_rows(data.manifest.path(data.manifest.shards[number]))}
+    keys = data.keys_of(number)
+    if rows.keys() != set(keys):
+        return False
+    if not any(row["source_sha256"] for row in rows.values()):
+        return True
+    return all(is_of_photo(rows[key], digest) for key, digest in zip(keys, data.digests_of(number), strict=True))
 
 
 def estimate(settings: DescribeSettings) -> str:

@@ -13,9 +13,10 @@ from lavic.storage.atomic import atomic_write
 ORIGIN = ("model", "weights", "prompt", "views", "dtype", "max_new_tokens", "sampling")
 """What a description depends on: the model, the fingerprint of its weights, the version of its prompt, the tiling of
 the photo (`five` or `lavic`; `whole` for an endpoint), the model's precision, the maximum length, the sampling."""
-FIELDS = ("key", "text", *ORIGIN, "flag")
-"""Fields of a row: the sample's key, its description, `ORIGIN`, and what is wrong with the description, or ""."""
-DEFAULTS = {"views": "five", "dtype": "", "max_new_tokens": "", "sampling": "greedy", "flag": ""}
+FIELDS = ("key", "text", *ORIGIN, "flag", "source_sha256")
+"""Fields of a row: the sample's key, its description, `ORIGIN`, what is wrong with the description, or "", and the
+sha256 of the photo as received, since `lavic crawl --refresh` may store another one under the key."""
+DEFAULTS = {"views": "five", "dtype": "", "max_new_tokens": "", "sampling": "greedy", "flag": "", "source_sha256": ""}
 """Values of fields that rows of older versions lack; "" if unknown."""
 
 
@@ -27,6 +28,11 @@ def descriptions_path(shard: Path) -> Path:
 def read_descriptions(shard: Path) -> dict[str, str]:
     """Text by sample key; empty without a sidecar. Raises DataError as `parse_description`."""
     return {row["key"]: row["text"] for row in read_rows(shard)}
+
+
+def is_of_photo(row: Mapping[str, str], source_sha256: str) -> bool:
+    """Whether a row describes the photo with this sha256; true for rows that do not say."""
+    return row["source_sha256"] in ("", source_sha256)
 
 
 def described_by(shard: Path) -> list[dict[str, str]]:

@@ -183,7 +183,7 @@ class ShardDataset:
         if self.descriptions == "shard":
             return text
         sidecar = _cached(self._sidecars, shard, lambda: Sidecar(self._path(shard), self._owner))
-        return sidecar.text(row, meta["key"], text)
+        return sidecar.text(row, meta, text)
 
     def _read(self, shard: int, start: int, end: int) -> bytes:
         if self._remote is not None:

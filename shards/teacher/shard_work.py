@@ -69,7 +69,8 @@ def describe_shard(
     if any(text.flag == "failed" for text in texts.values()):
         print(f"{shard.name}: unfinished, some photos got no answer", flush=True)
         return
-    write_descriptions(shard, (_row(sample_key, kept, texts, teacher, keep_flagged) for sample_key in keys))
+    photos = zip(keys, data.digests_of(number), strict=True)
+    write_descriptions(shard, (_row(key, sha256, kept, texts, teacher, keep_flagged) for key, sha256 in photos))
     if not is_remote(shard):
         partial_path(shard).unlink(missing_ok=True)
     seconds = time.monotonic() - started
@@ -90,12 +91,17 @@ def _better(first: Description, second: Description | None) -> Description:
 
 
 def _row(
-    key: str, kept: dict[str, str], texts: dict[str, Description], teacher: Teacher, keep_flagged: bool
+    key: str,
+    source_sha256: str,
+    kept: dict[str, str],
+    texts: dict[str, Description],
+    teacher: Teacher,
+    keep_flagged: bool,
 ) -> dict[str, str]:
     origin = [teacher.origin[name] for name in ORIGIN]
     if key in kept:
-        values = (key, kept[key], CATALOGUE, "", *origin[2:], "")
+        values = (key, kept[key], CATALOGUE, "", *origin[2:], "", source_sha256)
     else:
         text = texts[key]
-        values = (key, text.text if keep_flagged or not text.flag else "", *origin, text.flag)
+        values = (key, text.text if keep_flagged or not text.flag else "", *origin, text.flag, source_sha256)
     return dict(zip(FIELDS, values, strict=True))

@@ -25,7 +25,7 @@ from tests.crawled_sets import write_set
 
 
 def describe(manifest: Manifest, shard: int, keys: list[str], text: str = "{}") -> None:
-    rows = [dict.fromkeys(FIELDS, "x") | {"key": key, "text": text.format(key)} for key in keys]
+    rows = [dict.fromkeys(FIELDS, "x") | {"key": key, "text": text.format(key), "source_sha256": ""} for key in keys]
     write_descriptions(manifest.path(manifest.shards[shard]), rows)
 
 

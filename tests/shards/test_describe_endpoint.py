@@ -17,8 +17,11 @@ import pytest
 from lavic.cli import main
 from lavic.data.descriptions import FIELDS, descriptions_path
 from lavic.data.manifest import Manifest
+from lavic.data.shard_dataset import ShardDataset
+from lavic.data.tar_shards import Sample
 from lavic.shards.describe import is_complete, resolve
 from lavic.shards.teacher.partial_descriptions import partial_path
+from tests.crawled_sets import write_set
 from tests.endpoint.openai_server import OpenAiServer, chat_body, openai_server, question
 from tests.shards.teacher_sets import colour_in, colour_of, make_photos, sidecars
 from tests.slurm.slurm_jobs import wait_for
@@ -85,6 +88,25 @@ def test_every_photo_gets_its_own_words(photos, server, words, capsys):
     assert re.search(r"Speed +\S+ photos/s, \S+ hours for a million photos", out)
     assert not list(photos.folder.glob("*.begun"))
     assert is_complete(resolve(words()[1:])) and main(words("--max-new-tokens", 50)) == 0 and server.requests == 30
+
+
+def test_a_photo_that_was_replaced_under_its_key_is_described_again(photos, server, words):
+    assert main(words()) == 0
+    samples = list(ShardDataset(photos.folder, descriptions=None))
+    # As `lavic crawl --refresh` does: item 4 has the photo of item 20 now.
+    old, new = samples[4], samples[20]
+    samples[4] = Sample.of(item_id=old.item_id, n=0, jpg=new.jpg, title=old.title, width=16, height=16)
+    write_set(photos.folder, samples, photos_per_shard=photos.shards[0].samples)
+    for order in (slice(None), slice(None, None, -1)):  # lines are found by their place, or by their key
+        path = descriptions_path(photos.path(photos.shards[0]))
+        path.write_text("".join(path.read_text("utf-8").splitlines(keepends=True)[order]), "utf-8")
+        texts = [sample.text for sample in ShardDataset(photos.folder)]
+        assert texts == [expected(n) if n != 4 else "" for n in range(30)]
+        assert not is_complete(resolve(words()[1:]))
+    before = server.requests
+    assert main(words()) == 0 and server.requests - before == photos.shards[0].samples
+    assert [sample.text for sample in ShardDataset(photos.folder)] == [expected(20 if n == 4 else n) for n in range(30)]
+    assert is_complete(resolve(words()[1:]))
 
 
 def test_a_killed_command_continues_inside_the_shard(photos, server, words):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from lavic.data.descriptions import descriptions_path, parse_description
+from lavic.data.descriptions import descriptions_path, is_of_photo, parse_description
 from lavic.errors import DataError, first_line
 from lavic.storage.atomic import atomic_open
 from lavic.storage.cache.open_files import FILES, OpenFile
@@ -35,8 +36,8 @@ class Sidecar:
         self._by_key: tuple[np.ndarray, np.ndarray] | None = None
         self._file()
 
-    def text(self, row: int, key: str, default: str) -> str:
-        """The description of the sample with a key, at a row of the shard; `default` if it has none.
+    def text(self, row: int, meta: Mapping[str, Any], default: str) -> str:
+        """The description of the sample with this json member, at a row of the shard; `default` if it has none.
 
         Raises:
             DataError: The file cannot be read, or the line is not a description.
@@ -44,11 +45,10 @@ class Sidecar:
         file = self._file() if self._stamp else None  # a file that was missing at first is not looked for again
         if file is None:
             return default
-        if row < len(self._ends):
-            line = self._line(file, row)
-            if line["key"] == key:
-                return line["text"]
-        return self._search(file, key, default)
+        line = self._line(file, row) if row < len(self._ends) else None
+        if line is None or line["key"] != meta["key"]:
+            line = self._search(file, meta["key"])
+        return line["text"] if line and is_of_photo(line, meta["source_sha256"]) else default
 
     def _file(self) -> OpenFile | None:
         """The open file, with its lines located; None if it does not exist."""
@@ -67,7 +67,8 @@ class Sidecar:
         start = int(self._ends[number - 1]) + 1 if number else 0
         return parse_description(file.read(start, int(self._ends[number])), self._path, number + 1)
 
-    def _search(self, file: OpenFile, key: str, default: str) -> str:
+    def _search(self, file: OpenFile, key: str) -> dict[str, str] | None:
+        """The last line with a key, or None."""
         if self._by_key is None:
             keys = [self._line(file, number)["key"] for number in range(len(self._ends))]
             hashes = hash_texts(keys)[:, 0]
@@ -75,11 +76,11 @@ class Sidecar:
             self._by_key = hashes[order], order
         hashes, lines = self._by_key
         first, last = (np.searchsorted(hashes, hash_text(key), side=side) for side in ("left", "right"))
-        for number in reversed(lines[first:last]):  # the last line of a key counts
+        for number in reversed(lines[first:last]):
             line = self._line(file, int(number))
             if line["key"] == key:
-                return line["text"]
-        return default
+                return line
+        return None
 
 
 def _line_ends(file: OpenFile) -> np.ndarray:
