@@ -68,23 +68,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0 done, 1 failed, 2 bad input, 75 stopped with a checkpoint.
 
     Args:
-        argv: The words after `lavic`; None takes them from `sys.argv`.
+        argv: The arguments after `lavic`; None takes them from `sys.argv`.
     """
     _escape_unprintable()
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "help"):
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
         print(_manual())
-        return 0 if words else 2
-    if words[0] in ("-V", "--version"):
+        return 0 if args else 2
+    if args[0] in ("-V", "--version"):
         print(f"lavic {__version__}")
         return 0
-    command, rest = words[0], words[1:]
+    command, command_args = args[0], args[1:]
     if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, 1)
-        hint = f"did you mean '{near[0]}'?" if near else "'lavic --help' lists the commands"
+        matches = difflib.get_close_matches(command, COMMANDS, 1)
+        hint = f"did you mean '{matches[0]}'?" if matches else "'lavic --help' lists the commands"
         print(f"lavic: error: unknown command '{command}'; {hint}", file=sys.stderr)
         return 2
-    return _run(command, rest)
+    return _run(command, command_args)
 
 
 def entry() -> NoReturn:

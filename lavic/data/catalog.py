@@ -73,8 +73,8 @@ def find_files(paths: Sequence[str | Path]) -> list[str]:
         else:
             files = _glob(path)
         if not files:
-            kind = "is a folder: name its files, as DIR/*.jsonl" if Path(path).is_dir() else "no such catalogue file"
-            raise DataError(f"{path}: {kind}")
+            problem = "is a folder: name its files, as DIR/*.jsonl" if Path(path).is_dir() else "no such catalogue file"
+            raise DataError(f"{path}: {problem}")
         unique.update(dict.fromkeys(files))
     return list(unique)
 

@@ -114,9 +114,9 @@ def _parts(text: str) -> list[str]:
 def _decoded(part: str) -> str:
     """A piece with its percent-encoding decoded, at most `_ROUNDS` times."""
     for _ in range(_ROUNDS):
-        if "%" not in part or (plain := unquote(part)) == part:
+        if "%" not in part or (decoded := unquote(part)) == part:
             break
-        part = plain
+        part = decoded
     return part.translate(_INVISIBLE)
 
 

@@ -164,9 +164,9 @@ def _ids(row: Mapping[str, Any], key: str) -> tuple[str, ...]:
     ids = row.get(key, ())
     if not isinstance(ids, (list, tuple)):
         raise ValueError(f"`{key}` is {_type_of(ids)}, not a list of item ids")
-    for place, item in enumerate(ids):
+    for index, item in enumerate(ids):
         if not isinstance(item, str) or not item.strip():
-            raise ValueError(f"`{key}[{place}]` is {_type_of(item)}, not an item id as text")
+            raise ValueError(f"`{key}[{index}]` is {_type_of(item)}, not an item id as text")
     return tuple(as_text(item) for item in ids)
 
 

@@ -77,8 +77,8 @@ class ShardDataset:
     def __getitem__(self, index: int) -> Sample:
         shard, row = self._find(index)
         offsets = self._index(shard)
-        where = f"{self._path(shard)} sample {row}"
-        sample = parse_sample(self._read(shard, int(offsets[row]), int(offsets[row + 1])), where)
+        location = f"{self._path(shard)} sample {row}"
+        sample = parse_sample(self._read(shard, int(offsets[row]), int(offsets[row + 1])), location)
         text = self._text(shard, row, sample.meta, sample.text)
         if text == sample.text:
             return sample
@@ -89,9 +89,9 @@ class ShardDataset:
         shard, row = self._find(index)
         offsets = self._index(shard)
         start, end = int(offsets[row]), int(offsets[row + 1])
-        where = f"{self._path(shard)} sample {row}"
-        start += member_bytes(self._read(shard, start, start + BLOCK), where)
-        meta, text = parse_metadata(self._read(shard, start, end), where)
+        location = f"{self._path(shard)} sample {row}"
+        start += member_bytes(self._read(shard, start, start + BLOCK), location)
+        meta, text = parse_metadata(self._read(shard, start, end), location)
         return meta, self._text(shard, row, meta, text)
 
     @property

@@ -144,37 +144,37 @@ def sidecar_path(shard: Path, ending: str) -> Path:
     return shard.with_name(f"{shard.name.removesuffix('.tar')}.{ending}")
 
 
-def parse_sample(data: bytes, where: str) -> Sample:
+def parse_sample(data: bytes, location: str) -> Sample:
     """Parses the bytes between two offsets of the index.
 
     Raises:
-        DataError: They are not the three members of one key; the message starts with `where`.
+        DataError: They are not the three members of one key; the message starts with `location`.
     """
-    parts = dict(_members(data, where))
+    parts = dict(_members(data, location))
     keys = {name.partition(".")[0] for name in parts}
     if len(keys) != 1 or tuple(name.partition(".")[2] for name in parts) != MEMBERS:
-        raise DataError(f"{where}: expected one sample of {', '.join(MEMBERS)}, got {', '.join(parts) or 'nothing'}")
+        raise DataError(f"{location}: expected one sample of {', '.join(MEMBERS)}, got {', '.join(parts) or 'nothing'}")
     jpg, meta_bytes, text = parts.values()
     try:
         meta = json.loads(meta_bytes)
         return Sample(key=keys.pop(), item_id=meta["item_id"], jpg=jpg, meta=meta, text=text.decode())
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{where}: broken json or txt member ({error})") from None
+        raise DataError(f"{location}: broken json or txt member ({error})") from None
 
 
-def member_bytes(header: bytes, where: str) -> int:
+def member_bytes(header: bytes, location: str) -> int:
     """Bytes of a member in a tar, with its header and padding. Raises DataError for an invalid header."""
-    size = _parse_header(header, where).size
+    size = _parse_header(header, location).size
     return BLOCK + size + -size % BLOCK
 
 
-def parse_metadata(data: bytes, where: str) -> tuple[dict[str, Any], str]:
+def parse_metadata(data: bytes, location: str) -> tuple[dict[str, Any], str]:
     """Parses the json and the txt member of a sample, which follow its jpg. Raises DataError for anything else."""
     try:
-        (_, meta), (_, text) = _members(data, where)
+        (_, meta), (_, text) = _members(data, location)
         return json.loads(meta), text.decode()
     except ValueError as error:
-        raise DataError(f"{where}: broken json or txt member ({error})") from None
+        raise DataError(f"{location}: broken json or txt member ({error})") from None
 
 
 def read_samples(shard: Path) -> Iterator[Sample]:
@@ -186,7 +186,7 @@ def read_samples(shard: Path) -> Iterator[Sample]:
         raise DataError(f"{shard}: cannot be read ({error})") from None
 
 
-def iter_samples(read: Callable[[int], bytes], size: int, where: str) -> Iterator[Sample]:
+def iter_samples(read: Callable[[int], bytes], size: int, location: str) -> Iterator[Sample]:
     """The samples of a tar of `size` bytes, read by `read`; the bytes after the last sample are not read.
 
     Raises:
@@ -199,14 +199,14 @@ def iter_samples(read: Callable[[int], bytes], size: int, where: str) -> Iterato
             header = read(BLOCK)
             if not parts and len(header) in (0, BLOCK) and not header.strip(b"\0"):
                 return
-            end += member_bytes(header, f"{where} at byte {start}")
+            end += member_bytes(header, f"{location} at byte {start}")
             if end > size:
-                raise DataError(f"{where} at byte {start}: a member is truncated")
+                raise DataError(f"{location} at byte {start}: a member is truncated")
             parts += header + read(end - start - len(parts) - BLOCK)
-        yield parse_sample(parts, f"{where} at byte {start}")
+        yield parse_sample(parts, f"{location} at byte {start}")
 
 
-def sample_ranges(file: BinaryIO, where: str) -> Iterator[tuple[str, int, int]]:
+def sample_ranges(file: BinaryIO, location: str) -> Iterator[tuple[str, int, int]]:
     """Key, start and end of every sample of a tar, from the headers alone. Raises DataError as `iter_samples`."""
     size = file.seek(0, os.SEEK_END)
     end = 0
@@ -217,30 +217,30 @@ def sample_ranges(file: BinaryIO, where: str) -> Iterator[tuple[str, int, int]]:
             header = file.read(BLOCK)
             if not key and not header.strip(b"\0"):
                 return
-            member = _parse_header(header, f"{where} at byte {start}")
+            member = _parse_header(header, f"{location} at byte {start}")
             end += BLOCK + member.size + -member.size % BLOCK
             if end > size:
-                raise DataError(f"{where} at byte {start}: a member is truncated")
+                raise DataError(f"{location} at byte {start}: a member is truncated")
             key = member.name.partition(".")[0]
         yield key, start, end
 
 
-def _members(data: bytes, where: str) -> Iterator[tuple[str, bytes]]:
+def _members(data: bytes, location: str) -> Iterator[tuple[str, bytes]]:
     start = 0
     while start < len(data):
-        member = _parse_header(data[start : start + BLOCK], where)
+        member = _parse_header(data[start : start + BLOCK], location)
         body = data[start + BLOCK : start + BLOCK + member.size]
         if len(body) != member.size:
-            raise DataError(f"{where}: member {member.name} is truncated; `lavic verify` shows more")
+            raise DataError(f"{location}: member {member.name} is truncated; `lavic verify` shows more")
         yield member.name, body
         start += BLOCK + member.size + -member.size % BLOCK
 
 
-def _parse_header(header: bytes, where: str) -> tarfile.TarInfo:
+def _parse_header(header: bytes, location: str) -> tarfile.TarInfo:
     try:
         member = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
         if member.size < 0:
             raise ValueError("a negative size")
     except (tarfile.HeaderError, ValueError) as error:
-        raise DataError(f"{where}: broken tar header ({error}); `lavic verify` shows more") from None
+        raise DataError(f"{location}: broken tar header ({error}); `lavic verify` shows more") from None
     return member

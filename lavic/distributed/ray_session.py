@@ -77,13 +77,13 @@ def ray_session(settings: RaySettings) -> Iterator[None]:
             )
     except Exception as error:
         # Ray raises various types, and a bare Exception on a timeout.
-        where = f"reach Ray at {address}" if address else "start Ray on this machine"
+        action = f"reach Ray at {address}" if address else "start Ray on this machine"
         hint = (
             "check that it runs and that you have its token (RAY_AUTH_MODE=token, ~/.ray/auth_token or RAY_AUTH_TOKEN)"
             if address
             else "see 'lavic doctor --ray'"
         )
-        raise LaunchError(f"cannot {where} ({first_line(error)}); {hint}") from None
+        raise LaunchError(f"cannot {action} ({first_line(error)}); {hint}") from None
     try:
         yield
     finally:
@@ -126,6 +126,6 @@ def actor_beside_driver(actor: type, *args: Any, **options: Any) -> Any:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    kind = ray.remote(actor).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here, **options)
+    this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    kind = ray.remote(actor).options(num_cpus=0, max_restarts=-1, scheduling_strategy=this_node, **options)
     return kind.remote(*args)

@@ -30,9 +30,9 @@ class InterruptibleWait:
     the default handler ends the process anyway.
     """
 
-    def __init__(self, who: str, what: str) -> None:
+    def __init__(self, process_name: str, awaited: str) -> None:
         """Names this process ("rank 3 of 8") and what it waits for ("the other ranks at node0:29400")."""
-        self._who, self._what = who, what
+        self._process_name, self._awaited = process_name, awaited
         self._main = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> InterruptibleWait:
@@ -57,10 +57,10 @@ class InterruptibleWait:
         while True:
             now = time.monotonic()
             if now >= end:
-                self._log(f"got a stop signal while waiting for {self._what}: exiting")
+                self._log(f"got a stop signal while waiting for {self._awaited}: exiting")
                 os._exit(code)
             if now >= announce:
-                self._log(f"waiting for {self._what}, for {now - started:.0f} s so far")
+                self._log(f"waiting for {self._awaited}, for {now - started:.0f} s so far")
                 announce = now + REPEAT_S
             if not select.select([self._reader], [], [], max(0.0, min(announce, end) - now))[0]:
                 continue
@@ -72,4 +72,4 @@ class InterruptibleWait:
                     end, code = time.monotonic() + GRACE_S, _ENDS[signal.Signals(number)]
 
     def _log(self, text: str) -> None:
-        print(f"lavic: {self._who}: {text}", file=sys.stderr, flush=True)
+        print(f"lavic: {self._process_name}: {text}", file=sys.stderr, flush=True)

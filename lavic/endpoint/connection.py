@@ -76,13 +76,13 @@ def _address(base: str, path: str) -> URL:
     return url.with_path(f"{url.path.rstrip('/')}/{path}").with_query(url.query)
 
 
-async def _read(response: aiohttp.ClientResponse, most: int, *, strict: bool = True) -> bytes:
+async def _read(response: aiohttp.ClientResponse, max_bytes: int, *, strict: bool = True) -> bytes:
     data = bytearray()
     async for piece in response.content.iter_any():
         data += piece
-        if len(data) > most:
+        if len(data) > max_bytes:
             if strict:
-                raise Fault("shape", f"answers more than {most >> 20} MiB")
+                raise Fault("shape", f"answers more than {max_bytes >> 20} MiB")
             break
     return bytes(data)
 

@@ -45,9 +45,9 @@ class Servers:
         """The server of the next request, once it may be sent; `avoid`, where it failed, only if no other is free."""
         if self._interval_s:
             now = time.monotonic()
-            at = max(now, self._next_at)
-            self._next_at = at + self._interval_s
-            await asyncio.sleep(at - now)
+            send_at = max(now, self._next_at)
+            self._next_at = send_at + self._interval_s
+            await asyncio.sleep(send_at - now)
         while True:
             now = time.monotonic()
             turns = [self._servers[(self._turn + n) % len(self._servers)] for n in range(len(self._servers))]

@@ -108,18 +108,22 @@ def pick_candidates(target: Product, pool: list[Product], rng: random.Random, co
 
     Two share the target's colour and two its pattern (where the list is long enough), so that neither alone decides.
     """
-    others = [p for p in pool if p.kind == target.kind]
-    rng.shuffle(others)
-    taken = {target.look}
+    same_kind = [product for product in pool if product.kind == target.kind]
+    rng.shuffle(same_kind)
+    used_looks = {target.look}
     chosen: list[Product] = []
 
     def take(limit: int, colour: str | None = None, pattern: str | None = None) -> None:
-        for p in others:
+        for product in same_kind:
             if len(chosen) >= limit:
                 return
-            if p.look not in taken and colour in (None, p.colour) and pattern in (None, p.pattern):
-                taken.add(p.look)
-                chosen.append(p)
+            if (
+                product.look not in used_looks
+                and colour in (None, product.colour)
+                and pattern in (None, product.pattern)
+            ):
+                used_looks.add(product.look)
+                chosen.append(product)
 
     similar = min(2, (count - 1) // 3)
     take(similar, colour=target.colour)

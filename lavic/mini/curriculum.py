@@ -120,13 +120,13 @@ def make_recall_batch(
     answers: list[tuple[int, int, int]] = []
     for row in range(batch):
         form = rng.random() if level else 0.0
-        long = level == 2 and rng.random() < 0.6
+        long_values = level == 2 and rng.random() < 0.6
         forward = level == 0 and rng.random() < 0.5
         before = [prefix] if form > 0.25 else []
         between = [colon] if form > 0.5 else []
         filler = rng.randint(0, level) if form > 0.75 else 0
         keys = rng.sample(words, count)
-        values = [rng.choices(pairs, k=3 if long else 1) for _ in keys]
+        values = [rng.choices(pairs, k=3 if long_values else 1) for _ in keys]
         ids, labels = [encoder.tokenizer.bos_token_id], [IGNORED]
         for key, value in zip(keys, values, strict=True):
             part = [*before, *value, *between, *rng.choices(words, k=filler), key, encoder.eos]
@@ -135,17 +135,17 @@ def make_recall_batch(
             ids += part
             labels += [IGNORED] * len(part)
         for j in rng.sample(range(count), count):
-            tail = rng.randint(0, len(end)) if level else 0
-            ask = [keys[j], *end[len(end) - tail :]]
-            ids += ask
+            num_end_tokens = rng.randint(0, len(end)) if level else 0
+            request = [keys[j], *end[len(end) - num_end_tokens :]]
+            ids += request
             answers.append((row, len(ids) - 1, keys[j]))
             ids += values[j]
-            labels += [IGNORED] * len(ask) + values[j]
+            labels += [IGNORED] * len(request) + values[j]
         examples.append(Example(ids, labels))
-    rows, at, asked = zip(*answers, strict=True)
-    requested = functional.one_hot(torch.tensor(asked), len(encoder.tokenizer)).float()
-    far = torch.ones(len(rows), dtype=torch.bool)
-    return LookupBatch(collate(examples, encoder.pad), torch.tensor(rows), torch.tensor(at), requested, far)
+    rows, positions, requested_ids = zip(*answers, strict=True)
+    requested = functional.one_hot(torch.tensor(requested_ids), len(encoder.tokenizer)).float()
+    is_far = torch.ones(len(rows), dtype=torch.bool)
+    return LookupBatch(collate(examples, encoder.pad), torch.tensor(rows), torch.tensor(positions), requested, is_far)
 
 
 def make_lookup_batch(
@@ -156,12 +156,12 @@ def make_lookup_batch(
     encoder: Encoder,
     rng: random.Random,
     photo_tokens: int = 0,
-    near: float = 0.0,
+    neighbor_share: float = 0.0,
 ) -> LookupBatch:
     """Lists with one request each, most often as far from the answer as the level allows.
 
-    `near` is the share of lists whose ids are neighbours in `ids`, so that they share a prefix, as those of similar
-    products may: to generate such an id, the model must keep to its line after the first tokens.
+    `neighbor_share` is the share of lists whose ids are neighbours in `ids`, so that they share a prefix, as those of
+    similar products may: to generate such an id, the model must keep to its line after the first tokens.
     """
     size = rng.randint(2, level.max_items)
     examples: list[Example] = []
@@ -170,39 +170,39 @@ def make_lookup_batch(
     photos: list[str] = []
     looks: list[torch.Tensor] = []
 
-    def expect(words: str, row: int, at: int, far: bool) -> None:
+    def expect(words: str, row: int, position: int, far: bool) -> None:
         requested.append(token_distribution(words, encoder))
-        answers.append((row, at, far))
+        answers.append((row, position, far))
 
     for row in range(level.batch):
-        turns, shown, target, seen = _sample_candidates(level.form, listings, words, size, rng)
-        photos += seen
-        looks += [token_distribution(look, encoder) for _, _, look in shown] if seen else []
-        farthest = min(level.max_distance, len(shown))
+        turns, sampled, target, photo_ids = _sample_candidates(level.form, listings, words, size, rng)
+        photos += photo_ids
+        looks += [token_distribution(look, encoder) for _, _, look in sampled] if photo_ids else []
+        farthest = min(level.max_distance, len(sampled))
         between = rng.choices((farthest, rng.randint(0, farthest), 0), (0.6, 0.25, 0.15))[0]
         # An item gets another id in every list, so that ids are read from the list and not memorized.
-        item_ids = _sample_ids(ids, len(shown), near, rng)
-        candidates = [Candidate(i, title, look) for i, (title, look, _) in zip(item_ids, shown, strict=True)]
+        item_ids = _sample_ids(ids, len(sampled), neighbor_share, rng)
+        candidates = [Candidate(i, title, look) for i, (title, look, _) in zip(item_ids, sampled, strict=True)]
         example = encoder.example(
-            prompt_with_request_at(turns, candidates, len(shown) - between, photo_tokens), item_ids[target]
+            prompt_with_request_at(turns, candidates, len(sampled) - between, photo_tokens), item_ids[target]
         )
-        expect(shown[target][2], row, sum(label == IGNORED for label in example.labels), between == farthest)
-        look_counts = Counter(look for _, _, look in shown)
-        unambiguous = [i for i, (_, _, look) in enumerate(shown) if i == target or look_counts[look] == 1]
+        expect(sampled[target][2], row, sum(label == IGNORED for label in example.labels), between == farthest)
+        look_counts = Counter(look for _, _, look in sampled)
+        unambiguous = [i for i, (_, _, look) in enumerate(sampled) if i == target or look_counts[look] == 1]
         for _ in range(level.extra_requests):
             other = rng.choice(unambiguous)  # a look of two candidates has no single right answer
-            request = encoder.prompt(prompt_with_request_at([("seeker", shown[other][2])], []))[2:]
+            request = encoder.prompt(prompt_with_request_at([("seeker", sampled[other][2])], []))[2:]
             answer = encoder.target(item_ids[other])
-            expect(shown[other][2], row, len(example.input_ids) + len(request), True)
+            expect(sampled[other][2], row, len(example.input_ids) + len(request), True)
             example.input_ids.extend([*request, *answer])
             example.labels.extend([*[IGNORED] * len(request), *answer])
         examples.append(example)
-    rows, at, far = zip(*answers, strict=True)
+    rows, positions, far = zip(*answers, strict=True)
     batch = collate(examples, encoder.pad)
     return LookupBatch(
         batch,
         torch.tensor(rows),
-        torch.tensor(at),
+        torch.tensor(positions),
         torch.stack(requested),
         torch.tensor(far),
         tuple(photos),
@@ -219,15 +219,15 @@ def token_distribution(words: str, encoder: Encoder) -> torch.Tensor:
 
 
 def prompt_with_request_at(
-    turns: Sequence[tuple[str, str]], candidates: Sequence[Candidate], at: int = 0, photo_tokens: int = 0
+    turns: Sequence[tuple[str, str]], candidates: Sequence[Candidate], index: int = 0, photo_tokens: int = 0
 ) -> tuple[Piece, ...]:
-    """The prompt with the conversation moved before candidate `at`; 0 gives the real prompt."""
-    if at == 0:
+    """The prompt with the conversation moved before candidate `index`; 0 gives the real prompt."""
+    if index == 0:
         return prompts.recommend(turns, candidates, photo_tokens=photo_tokens)
-    head = prompts.recommend((), candidates[:at], photo_tokens=photo_tokens)[:-1]
+    before_request = prompts.recommend((), candidates[:index], photo_tokens=photo_tokens)[:-1]
     request = [piece for role, text in turns for piece in prompts.turn(role, text)]
-    tail = prompts.recommend((), candidates[at:], photo_tokens=photo_tokens)[2:]
-    return (*head, *request, *tail)
+    after_request = prompts.recommend((), candidates[index:], photo_tokens=photo_tokens)[2:]
+    return (*before_request, *request, *after_request)
 
 
 def _sample_candidates(
@@ -239,8 +239,8 @@ def _sample_candidates(
         target = rng.randrange(size)
         return [("seeker", keys[target])], [(key, None, key) for key in keys], target, []
     listing = rng.choice(listings)
-    others = [i for i in range(len(listing.looks)) if i != listing.target]
-    chosen = [*rng.sample(others, min(size - 1, len(others))), listing.target]
+    distractors = [i for i in range(len(listing.looks)) if i != listing.target]
+    chosen = [*rng.sample(distractors, min(size - 1, len(distractors))), listing.target]
     rng.shuffle(chosen)
     target, looks = chosen.index(listing.target), [listing.looks[i] for i in chosen]
     if form == "look":
@@ -253,9 +253,9 @@ def _sample_candidates(
     return listing.turns, list(zip(titles, looks, looks, strict=True)), target, []
 
 
-def _sample_ids(ids: Sequence[str], count: int, near: float, rng: random.Random) -> list[str]:
+def _sample_ids(ids: Sequence[str], count: int, neighbor_share: float, rng: random.Random) -> list[str]:
     window = 3 * count
-    if near and rng.random() < near and len(ids) > window:
+    if neighbor_share and rng.random() < neighbor_share and len(ids) > window:
         start = rng.randrange(len(ids) - window)
         return rng.sample(ids[start : start + window], count)
     return rng.sample(ids, count)

@@ -45,25 +45,31 @@ def read_looks(catalogue: Path) -> dict[str, Look]:
 
 
 def look_recall(
-    lists: Sequence[Sequence[str]], targets: Sequence[str], looks: Mapping[str, Look], cuts: Sequence[int] = CUTS
+    lists: Sequence[Sequence[str]], targets: Sequence[str], looks: Mapping[str, Look], cutoffs: Sequence[int] = CUTS
 ) -> dict[str, float]:
     """The share of lists (ids, best first) with the look of the target among their first k items: `look_at_<k>`."""
     return {
-        f"look_at_{cut}": sum(
-            any(looks[id] == looks[target] for id in ids[:cut]) for ids, target in zip(lists, targets, strict=True)
+        f"look_at_{cutoff}": sum(
+            any(looks[id] == looks[target] for id in ids[:cutoff]) for ids, target in zip(lists, targets, strict=True)
         )
         / len(targets)
-        for cut in cuts
+        for cutoff in cutoffs
     }
 
 
-def chance(targets: Sequence[str], looks: Mapping[str, Look], cuts: Sequence[int] = CUTS) -> dict[str, float]:
+def chance(targets: Sequence[str], looks: Mapping[str, Look], cutoffs: Sequence[int] = CUTS) -> dict[str, float]:
     """look@k of random lists of the right kind, which titles name; `looks` has all items of the catalogue."""
     by_kind, by_look = Counter(look[2] for look in looks.values()), Counter(looks.values())
 
-    def missed(target: str, cut: int) -> float:
+    def missed(target: str, cutoff: int) -> float:
         """The probability that none of `cut` items of the kind has the look."""
-        kind, count = by_kind[looks[target][2]], by_look[looks[target]]
-        return math.comb(kind - count, cut) / math.comb(kind, cut) if cut <= kind else 0.0
+        num_of_kind, num_of_look = by_kind[looks[target][2]], by_look[looks[target]]
+        return (
+            math.comb(num_of_kind - num_of_look, cutoff) / math.comb(num_of_kind, cutoff)
+            if cutoff <= num_of_kind
+            else 0.0
+        )
 
-    return {f"look_at_{cut}": 1 - sum(missed(target, cut) for target in targets) / len(targets) for cut in cuts}
+    return {
+        f"look_at_{cutoff}": 1 - sum(missed(target, cutoff) for target in targets) / len(targets) for cutoff in cutoffs
+    }

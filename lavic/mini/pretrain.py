@@ -225,17 +225,19 @@ class Pretrainer:
 
         `photo_lookup_alignment` weighs the distance of these tokens from words.
         """
-        as_items, near = self.settings.photo_lookup_as_items, self.settings.neighboring_ids
+        as_items, neighbor_share = self.settings.photo_lookup_as_items, self.settings.neighboring_ids
         per_photo = VIEWS if as_items else (self.geometry.size // self.geometry.patch) ** 2 + 1
-        lists = curriculum.make_lookup_batch(level, listings, (), self.ids, self.encoder, self.rng, per_photo, near)
+        lists = curriculum.make_lookup_batch(
+            level, listings, (), self.ids, self.encoder, self.rng, per_photo, neighbor_share
+        )
         images = self._prepare([by_id[id] for id in lists.photos], self.settings.augment)
         llava = self.model.model
         if as_items:
-            shown = tokens = self._as_items(images)
+            photo_embeds = tokens = self._as_items(images)
         else:
             tokens = patch_tokens(self.model, torch.from_numpy(np.stack([self.geometry.cut(i)[0] for i in images])))
-            shown = torch.cat([tokens, llava.image_newline.expand(len(tokens), 1, -1)], 1)
-        loss, right = self._lookup_loss(lists, shown.flatten(0, 1))
+            photo_embeds = torch.cat([tokens, llava.image_newline.expand(len(tokens), 1, -1)], 1)
+        loss, right = self._lookup_loss(lists, photo_embeds.flatten(0, 1))
         if self.settings.photo_lookup_alignment:
             loss = loss + self.settings.photo_lookup_alignment * self._alignment_loss(tokens, lists.looks)
         return loss, right
@@ -269,9 +271,15 @@ class Pretrainer:
     # shared ------------------------------------------------------------------------------------------------------
 
     def _lists(self, level: int) -> LookupBatch:
-        near = self.settings.neighboring_ids
+        neighbor_share = self.settings.neighboring_ids
         return curriculum.make_lookup_batch(
-            LEVELS[level], self.listings, self.word_texts, self.ids, self.encoder, self.rng, near=near
+            LEVELS[level],
+            self.listings,
+            self.word_texts,
+            self.ids,
+            self.encoder,
+            self.rng,
+            neighbor_share=neighbor_share,
         )
 
     def _language_loss(self, batch: Batch) -> tuple[torch.Tensor, float]:
@@ -293,11 +301,13 @@ class Pretrainer:
         middle = middle * torch.rsqrt(middle.pow(2).mean(-1, keepdim=True) + 1e-5)
         for offset in LOOKUP_AT:
             # An answer may be shorter than the offset.
-            at = (lists.answer + offset).clamp(max=is_target.shape[1] - 1)
+            positions = (lists.answer + offset).clamp(max=is_target.shape[1] - 1)
             inside = (
-                is_target[lists.row, at] & (at == lists.answer + offset) if offset > 0 else torch.ones_like(lists.far)
+                is_target[lists.row, positions] & (positions == lists.answer + offset)
+                if offset > 0
+                else torch.ones_like(lists.far)
             )
-            log_probs = self.lookup_head(middle[lists.row, at][inside]).log_softmax(-1)
+            log_probs = self.lookup_head(middle[lists.row, positions][inside]).log_softmax(-1)
             share = self.settings.lookup_weight / len(LOOKUP_AT)
             loss = loss - share * (log_probs * lists.requested[inside]).sum(-1).sum() / len(lists.row)
         return loss, _share_right(is_target, logits.argmax(-1) == labels[is_target], lists.far)

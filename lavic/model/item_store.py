@@ -162,8 +162,8 @@ class ItemStore:
         """
         items = {id: self.items.find(id) for id in ids}
         if unknown := [id for id, item in items.items() if item is None]:
-            shown = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-            raise DataError(f"{self.folder}: not in the item store: {shown}: embed their photos, or remove them")
+            examples = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+            raise DataError(f"{self.folder}: not in the item store: {examples}: embed their photos, or remove them")
         positions = {id: self.items.place_of(item.row) for id, item in items.items() if item}
         for number in {number for number, _ in positions.values()}:
             if not self._checked[number]:

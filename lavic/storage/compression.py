@@ -101,16 +101,16 @@ class Decompressed(BlockStream):
         return block
 
     def _next_member(self) -> None:
-        rest = self._decoder.unused_data.lstrip(b"\0")
-        while len(rest) < HEAD and (more := self._file.read(_INPUT)):
-            rest = (rest + more).lstrip(b"\0")
-        if compression_of(rest) == self._kind:
-            self._decoder, self._input = self._new(), rest
+        unused = self._decoder.unused_data.lstrip(b"\0")
+        while len(unused) < HEAD and (block := self._file.read(_INPUT)):
+            unused = (unused + block).lstrip(b"\0")
+        if compression_of(unused) == self._kind:
+            self._decoder, self._input = self._new(), unused
             return
         self._ended = True
-        while rest:
-            self.trailing += len(rest)
-            rest = self._file.read(_OUTPUT)
+        while unused:
+            self.trailing += len(unused)
+            unused = self._file.read(_OUTPUT)
 
 
 def compression_of(head: bytes) -> str:

@@ -221,7 +221,7 @@ def _decoded(data: bytes, path: str | Path, line: int) -> str:
         number = line or data.count(b"\n", 0, error.start) + 1
         wrong = data[error.start : error.start + 1].hex()
         raise TextFileError(path, number, f"not UTF-8 (byte 0x{wrong}); save the file as UTF-8") from None
-    if (at := text.find("\0")) >= 0:
-        number = line or text.count("\n", 0, at) + 1
+    if (position := text.find("\0")) >= 0:
+        number = line or text.count("\n", 0, position) + 1
         raise TextFileError(path, number, "a NUL byte, so this is not a text file")
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text

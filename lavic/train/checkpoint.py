@@ -160,9 +160,11 @@ class CheckpointManager:
 
     def _prune(self, newest: Path) -> None:
         # A later step than the one just written is damaged: the run would have resumed from it.
-        kept = [folder for folder in self._folders() if _step(folder) <= _step(newest) and (folder / COMPLETE).exists()]
+        resumable = [
+            folder for folder in self._folders() if _step(folder) <= _step(newest) and (folder / COMPLETE).exists()
+        ]
         for folder in (*self._folders(), *self.folder.glob(".step-*")):
-            if folder not in kept[: max(1, self.keep)]:
+            if folder not in resumable[: max(1, self.keep)]:
                 shutil.rmtree(folder)
 
 

@@ -126,5 +126,7 @@ def _make_window(
     samples: TaskDataset, windows: Sequence[range], batch_size: int, max_tokens: int | None, number: int
 ) -> list[MicroBatch]:
     window = [samples[position] for position in windows[number]]
-    groups = bucket_by_length([s.length for s in window], tokens=max_tokens, most=batch_size, overhead=samples.overhead)
+    groups = bucket_by_length(
+        [s.length for s in window], max_tokens=max_tokens, max_samples=batch_size, overhead=samples.overhead
+    )
     return [samples.collate([window[i] for i in group]) for group in groups]

@@ -23,13 +23,13 @@ class NonFiniteError(LavicError):
         stop: Whether any rank has a stop request.
     """
 
-    def __init__(self, what: str, samples: str, lr: float, *, stop: bool) -> None:
+    def __init__(self, quantity: str, samples: str, lr: float, *, stop: bool) -> None:
         super().__init__(
-            f"the {what} of {samples} is not finite: check these samples, then run the same command again with "
+            f"the {quantity} of {samples} is not finite: check these samples, then run the same command again with "
             "--loop.skip-samples FILE (their keys, one per line), with --loop.max-skipped 1 to skip this step, or with "
             f"a lower --loop.lr (now {lr:g})"
         )
-        self.what, self.samples, self.stop = what, samples, stop
+        self.quantity, self.samples, self.stop = quantity, samples, stop
 
 
 def find_nonfinite_samples(

@@ -172,7 +172,7 @@ class RunFolder:
             atomic_write(self.folder / RESULT, json.dumps({**result, "inputs": dict(inputs)}, indent=2) + "\n")
 
 
-def write_on_rank_0(what: Path, write: Callable[[], object], world: DistributedContext) -> None:
+def write_on_rank_0(path: Path, write: Callable[[], object], world: DistributedContext) -> None:
     """Calls `write` on rank 0; an error is raised on every rank, so that none waits for another. Collective.
 
     Raises:
@@ -185,7 +185,7 @@ def write_on_rank_0(what: Path, write: Callable[[], object], world: DistributedC
         except LavicError as e:
             problem = str(e)
         except Exception as e:
-            problem = f"could not write {what} ({type(e).__name__}: {e}): make room, then run the same command again"
+            problem = f"could not write {path} ({type(e).__name__}: {e}): make room, then run the same command again"
     if problem := world.broadcast_object(problem):
         raise LavicError(problem)
 

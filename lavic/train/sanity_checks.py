@@ -120,13 +120,13 @@ def parameter_checksums(task: nn.Module) -> list[int]:
 
     A pass over the weights on their device takes milliseconds for a 7B model on a GPU.
     """
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    sums = [
-        p.detach().contiguous().view(integers[p.element_size()]).sum(dtype=torch.int64)
+    integer_types = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    checksums = [
+        p.detach().contiguous().view(integer_types[p.element_size()]).sum(dtype=torch.int64)
         for p in task.parameters()
         if not p.requires_grad and p.numel()
     ]
-    return torch.stack(sums).tolist() if sums else []
+    return torch.stack(checksums).tolist() if checksums else []
 
 
 def _find_misplaced(task: nn.Module, trained: Mapping[str, nn.Parameter]) -> str | None:

@@ -104,8 +104,8 @@ class Trainer:
         self.notify("enter_phase", phase)
 
     def _eval_due(self) -> bool:
-        step, every = self.state.step, self.loop.eval_every
-        due = step in (0, self.total_steps) or (every and step % every == 0)
+        step, eval_every = self.state.step, self.loop.eval_every
+        due = step in (0, self.total_steps) or (eval_every and step % eval_every == 0)
         return bool(due) and self.state.validated < step
 
     def _evaluate(self) -> None:

@@ -53,7 +53,7 @@ def test_near_draws_ids_with_shared_prefixes(mini: Backbone) -> None:
         """The mean number of distinct two-token prefixes of the answers in a list."""
         level, rng = Level(form="word", max_items=4, batch=32, extra_requests=3), random.Random(3)
         batches = [
-            curriculum.make_lookup_batch(level, (), vocabulary, ids, mini.encoder, rng, near=near).batch
+            curriculum.make_lookup_batch(level, (), vocabulary, ids, mini.encoder, rng, neighbor_share=near).batch
             for _ in range(8)
         ]
         return float(np.mean([len(set(row_prefixes)) for batch in batches for row_prefixes in answer_prefixes(batch)]))

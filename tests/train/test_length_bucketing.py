@@ -20,7 +20,7 @@ def cost(group: list[int], lengths: list[int], overhead: int = 0) -> int:
 @settings(deadline=None)
 @given(LENGTHS, st.integers(1, 5000), st.integers(1, 9) | st.none(), st.integers(0, 200))
 def test_buckets_hold_every_sample_once_within_the_token_budget(lengths, tokens, most, overhead) -> None:
-    groups = bucket_by_length(lengths, tokens=tokens, most=most, overhead=overhead)
+    groups = bucket_by_length(lengths, max_tokens=tokens, max_samples=most, overhead=overhead)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     for group in groups:
         assert len(group) == 1 or cost(group, lengths, overhead) <= tokens
@@ -36,7 +36,7 @@ def test_without_a_budget_there_is_one_bucket() -> None:
 @given(LENGTHS, st.integers(1, 8), st.integers(500, 20_000), st.integers(1, 9) | st.none(), st.integers(0, 200))
 def test_ranks_get_every_sample_once_and_equally_many_micro_steps(lengths, ranks, tokens, most, overhead) -> None:
     lengths = lengths * ranks  # divisible by the ranks
-    shares = balance_micro_batches(lengths, ranks, tokens=tokens, most=most, overhead=overhead)
+    shares = balance_micro_batches(lengths, ranks, max_tokens=tokens, max_samples=most, overhead=overhead)
     assert sorted(i for groups in shares for group in groups for i in group) == list(range(len(lengths)))
     assert len({len(groups) for groups in shares}) == 1
     groups = [group for share in shares for group in share]
@@ -45,7 +45,7 @@ def test_ranks_get_every_sample_once_and_equally_many_micro_steps(lengths, ranks
         limit = max(tokens, max(lengths) + overhead)  # the longest sample alone may exceed the budget
         assert all(cost(group, lengths, overhead) <= limit for group in groups)
         assert most is None or all(len(group) <= most for group in groups)
-    assert shares == balance_micro_batches(lengths, ranks, tokens=tokens, most=most, overhead=overhead), (
+    assert shares == balance_micro_batches(lengths, ranks, max_tokens=tokens, max_samples=most, overhead=overhead), (
         "the result is deterministic"
     )
 
@@ -57,7 +57,7 @@ def test_balancing_evens_ranks_and_reduces_padding() -> None:
     waste: dict[str, list[float]] = {"separate": [], "balanced": []}
     for _ in range(50):
         lengths = [min(2000, 400 + round(rng.expovariate(1 / 400))) for _ in range(64)]
-        balanced = balance_micro_batches(lengths, 8, tokens=4096)
+        balanced = balance_micro_batches(lengths, 8, max_tokens=4096)
         separate = []
         for share in (sorted(range(rank, 64, 8), key=lambda i: lengths[i]) for rank in range(8)):
             size = -(-len(share) // len(balanced[0]))
@@ -72,4 +72,4 @@ def test_balancing_evens_ranks_and_reduces_padding() -> None:
 
 def test_too_few_samples_are_refused() -> None:
     with pytest.raises(ValueError, match="3 samples cannot be shared by 4 ranks"):
-        balance_micro_batches([1, 2, 3], 4, tokens=10)
+        balance_micro_batches([1, 2, 3], 4, max_tokens=10)

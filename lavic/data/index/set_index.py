@@ -205,10 +205,10 @@ class _Originals:
         duplicates = self._duplicates[self._ends[shard - 1] if shard else 0 : self._ends[shard]]
         if not len(duplicates):
             return
-        hashes, wanted = hash_texts(keys), self._hashes[duplicates]
+        hashes, original_hashes = hash_texts(keys), self._hashes[duplicates]
         order = np.argsort(hashes[:, 0], kind="stable")
-        matches = order[np.minimum(np.searchsorted(hashes[order, 0], wanted[:, 0]), len(order) - 1)]
-        if not (hashes[matches] == wanted).all():
+        matches = order[np.minimum(np.searchsorted(hashes[order, 0], original_hashes[:, 0]), len(order) - 1)]
+        if not (hashes[matches] == original_hashes).all():
             name = self._data.manifest.shards[shard].name
             raise DataError(
                 f"{self._data.manifest.folder}: a duplicate refers to a photo that is not in {name}; "

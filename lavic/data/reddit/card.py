@@ -99,35 +99,38 @@ def _lead(funnel: Mapping[str, Any]) -> str:
 def _blocks(funnel: Mapping[str, Any]) -> list[_Table | _List]:
     splits: Mapping[str, Mapping[str, Any]] = funnel["splits"]
     blocks: list[_Table | _List] = [
-        _Table(title, ("", "count"), [(text, f"{funnel[stage].get(key, 0):,}") for key, text in words.items()])
-        for title, words, stage in _STAGES
+        _Table(title, ("", "count"), [(text, f"{funnel[stage].get(key, 0):,}") for key, text in texts.items()])
+        for title, texts, stage in _STAGES
     ]
-    plain = ("rows", "submissions", "items", "distinct_items", "rows_with_several_items", "rows_without_comments")
-    rows = [(name.replace("_", " "), *(f"{split[name]:,}" for split in splits.values())) for name in plain]
+    count_keys = ("rows", "submissions", "items", "distinct_items", "rows_with_several_items", "rows_without_comments")
+    rows = [(name.replace("_", " "), *(f"{split[name]:,}" for split in splits.values())) for name in count_keys]
     rows += [(name, *(split[name] for split in splits.values())) for name in ("first", "last")]
     rows += [
-        (f"{name.replace('_', ' ')}, {at}", *(f"{split[name].get(at, 0):,.6g}" for split in splits.values()))
+        (
+            f"{name.replace('_', ' ')}, {statistic}",
+            *(f"{split[name].get(statistic, 0):,.6g}" for split in splits.values()),
+        )
         for name in ("turns", "context_characters")
-        for at in ("mean", "p50", "p95", "p100")
+        for statistic in ("mean", "p50", "p95", "p100")
     ]
     blocks.append(_Table("Splits", ("", *splits), rows))
     overlap = [
         (
-            words,
+            pair,
             f"{counts['items']:,} of {counts['items_of_the_later']:,}",
             f"{counts['authors']:,} of {counts['authors_of_the_later']:,}",
         )
-        for words, counts in funnel["overlap"].items()
+        for pair, counts in funnel["overlap"].items()
     ]
     blocks.append(_Table("Overlap of the splits", ("", "items of the later one", "accounts of the later one"), overlap))
-    same = funnel["duplicates"]
+    duplicates = funnel["duplicates"]
     blocks.append(
         _List(
             "Same submissions",
             (
-                f"{same['groups']:,} groups of near-duplicates, reposts and crossposts with {same['grouped']:,} "
-                "submissions, each group in the split of its first; "
-                f"{same['moved']:,} submissions are in an earlier split for that.",
+                f"{duplicates['groups']:,} groups of near-duplicates, reposts and crossposts with "
+                f"{duplicates['grouped']:,} submissions, each group in the split of its first; "
+                f"{duplicates['moved']:,} submissions are in an earlier split for that.",
             ),
         )
     )
@@ -162,8 +165,11 @@ def _top(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, ...]]:
     rows = [
         (name or "(none)", *(f"{split.get(name, 0):,}" for split in counts.values())) for name in order[:_MOST_ROWS]
     ]
-    if rest := order[_MOST_ROWS:]:
+    if others := order[_MOST_ROWS:]:
         rows.append(
-            (f"{len(rest):,} others", *(f"{sum(split.get(name, 0) for name in rest):,}" for split in counts.values()))
+            (
+                f"{len(others):,} others",
+                *(f"{sum(split.get(name, 0) for name in others):,}" for split in counts.values()),
+            )
         )
     return rows

@@ -41,11 +41,11 @@ def asin_of_number(number: int) -> str:
 
 def read_catalogue(path: str, out: Path) -> dict[str, int]:
     """Writes the table of one catalogue file; returns counts of its records. Raises DataError as `read_items`."""
-    bad: list[BadRecord] = []
+    bad_records: list[BadRecord] = []
     numbers, categories = array("Q"), array("Q")
     names: dict[str, int] = {}
     counts = {"items": 0, "items_without_an_amazon_id": 0}
-    for item in read_items([path], bad.append):
+    for item in read_items([path], bad_records.append):
         counts["items"] += 1
         if not (number := number_of_asin(item.id.upper())):
             counts["items_without_an_amazon_id"] += 1
@@ -53,8 +53,8 @@ def read_catalogue(path: str, out: Path) -> dict[str, int]:
         name = item.categories[0] if item.categories else NO_CATEGORY
         numbers.append(number)
         categories.append(names.setdefault(name, len(names)))
-    counts["broken_records"] = len(bad)
-    notes = {"categories": list(names), "counts": counts, "broken": str(bad[0]) if bad else ""}
+    counts["broken_records"] = len(bad_records)
+    notes = {"categories": list(names), "counts": counts, "broken": str(bad_records[0]) if bad_records else ""}
     atomic_write(out.with_suffix(".json"), json.dumps(notes))
     write_table(out, np.array(numbers, np.uint64), np.array(categories, np.uint64))
     return counts
@@ -92,13 +92,13 @@ def merge_catalogue(folder: Path, items: Sequence[Path], variants: Sequence[Path
     """Makes one table of items and one of variants from those of the files."""
     names = {path: json.loads(path.with_suffix(".json").read_text("utf-8"))["categories"] for path in items}
     categories = sorted({name for listed in names.values() for name in listed})
-    places = {name: n for n, name in enumerate(categories)}
+    category_numbers = {name: n for n, name in enumerate(categories)}
     renamed = []
     for path in items:
-        by_place = np.array([places[name] for name in names[path]], np.uint64)
+        numbers = np.array([category_numbers[name] for name in names[path]], np.uint64)
         columns = np.concatenate([Table(path).bucket(n) for n in range(BUCKETS)])
         renamed.append(path.with_suffix(".renamed"))
-        write_table(renamed[-1], numbers_of(columns[:, 0]), by_place[columns[:, 1].astype(np.int64)])
+        write_table(renamed[-1], numbers_of(columns[:, 0]), numbers[columns[:, 1].astype(np.int64)])
     merge_tables(folder / _VARIANTS, variants, with_values=True)
     merge_tables(folder / _ITEMS, renamed, with_values=True)
     atomic_write(folder / _CATEGORIES, json.dumps(categories))
@@ -140,8 +140,8 @@ class ItemTable:
 
     def category(self, asin: str) -> str:
         """The category of an item of the catalogue."""
-        places = self._items.values(number_of_asin(asin))
-        return self._categories[places[0]] if places else NO_CATEGORY
+        numbers = self._items.values(number_of_asin(asin))
+        return self._categories[numbers[0]] if numbers else NO_CATEGORY
 
     def _parent(self, number: int) -> str:
         parents = self._variants.values(number)

@@ -39,9 +39,9 @@ def exact_hash(text: str, author: str) -> int:
     """A hash of a text and its account, equal for reposts; 0 for a deleted account."""
     if not author:
         return 0
-    plain = " ".join(_WORD.findall(text.lower()))
+    normalized = " ".join(_WORD.findall(text.lower()))
     return int.from_bytes(
-        hashlib.blake2b(f"{author}\n{plain}".encode("utf-8", "replace"), digest_size=8).digest(), "big"
+        hashlib.blake2b(f"{author}\n{normalized}".encode("utf-8", "replace"), digest_size=8).digest(), "big"
     )
 
 
@@ -65,17 +65,17 @@ def group_submissions(
     origin = np.where(crossposts > 0, crossposts, ids)
     for numbers in (origin, exact):
         for run in _runs(numbers):
-            for place in run[1:]:
-                groups.join(int(run[0]), int(place))
+            for member in run[1:]:
+                groups.join(int(run[0]), int(member))
     lsh = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
     for band in range(lsh.b):
         columns = slice(band * lsh.r, (band + 1) * lsh.r)
         for run in _runs(_band_hash(signatures, columns)):
-            for n, place in enumerate(run):
+            for n, member in enumerate(run):
                 for earlier in run[max(n - _NEIGHBOURS, 0) : n]:
-                    if np.mean(signatures[place] == signatures[earlier]) >= threshold:
-                        groups.join(int(earlier), int(place))
-    return np.array([groups.root(place) for place in range(len(ids))], np.int64)
+                    if np.mean(signatures[member] == signatures[earlier]) >= threshold:
+                        groups.join(int(earlier), int(member))
+    return np.array([groups.root(member) for member in range(len(ids))], np.int64)
 
 
 def _band_hash(signatures: np.ndarray, columns: slice) -> np.ndarray:
@@ -108,11 +108,11 @@ class _Groups:
     def __init__(self, count: int) -> None:
         self._parent = np.arange(count)
 
-    def root(self, place: int) -> int:
-        while (parent := int(self._parent[place])) != place:
-            self._parent[place] = self._parent[parent]
-            place = parent
-        return place
+    def root(self, member: int) -> int:
+        while (parent := int(self._parent[member])) != member:
+            self._parent[member] = self._parent[parent]
+            member = parent
+        return member
 
     def join(self, a: int, b: int) -> None:
         first, second = sorted((self.root(a), self.root(b)))

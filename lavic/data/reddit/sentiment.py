@@ -43,11 +43,11 @@ def sentiment(text: str) -> int:
 
     Each warning subtracts two, and each praise by negation adds two. Links must have been removed from the text.
     """
-    plain = text.lower().replace("’", "'").replace("not only", " ")
-    plain, praises = _PRAISE.subn(" ", plain)
-    total = _WARNING_WEIGHT * len(_WARNING.findall(plain)) + _PRAISE_WEIGHT * praises
+    lowered = text.lower().replace("’", "'").replace("not only", " ")
+    lowered, praises = _PRAISE.subn(" ", lowered)
+    total = _WARNING_WEIGHT * len(_WARNING.findall(lowered)) + _PRAISE_WEIGHT * praises
     since = _REACH
-    for word in _WORD.findall(_WARNING.sub(" ", plain)):
+    for word in _WORD.findall(_WARNING.sub(" ", lowered)):
         if not word[0].isalpha():
             since = _REACH
             continue

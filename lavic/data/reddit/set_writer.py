@@ -90,15 +90,15 @@ def write_set(
     with ExitStack() as stack:
         rows = [stack.enter_context(atomic_open(folder / f"{name}.jsonl")) for name in NAMES]
         ids = [stack.enter_context(atomic_open(manifest_path(folder, name))) for name in NAMES]
-        for part, file, chosen in zip(parts, submissions, splits, strict=True):
+        for part, file, split_numbers in zip(parts, submissions, splits, strict=True):
             numbers = np.fromfile(file, SUBMISSION)["id"]
-            place = dict(zip(numbers.tolist(), chosen.tolist(), strict=True))
-            for n in chosen.tolist():
+            split_of_submission = dict(zip(numbers.tolist(), split_numbers.tolist(), strict=True))
+            for n in split_numbers.tolist():
                 counts[n].submissions += 1
             with part.open("rb") as lines:
                 for line in lines:
                     example = _example(line)
-                    n = place[example.submission]
+                    n = split_of_submission[example.submission]
                     rows[n].write(row_line(example.row))
                     ids[n].write(manifest_line(example))
                     counts[n].add(example, items)
@@ -110,8 +110,8 @@ def write_set(
 
 def _example(line: bytes) -> Example:
     values: dict[str, Any] = json.loads(line)
-    plain: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return Example(**plain)
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return Example(**fields)
 
 
 def _overlap(counts: Sequence[SplitCounts]) -> dict[str, dict[str, int]]:
@@ -120,13 +120,13 @@ def _overlap(counts: Sequence[SplitCounts]) -> dict[str, dict[str, int]]:
     authors = [np.unique(np.array(split.author_numbers, np.uint64)) for split in counts]
     pairs = {"train and valid": (0, 1), "train and test": (0, 2), "valid and test": (1, 2)}
     return {
-        words: {
+        pair: {
             "items": len(np.intersect1d(items[a], items[b], assume_unique=True)),
             "items_of_the_later": len(items[b]),
             "authors": len(np.intersect1d(authors[a], authors[b], assume_unique=True)),
             "authors_of_the_later": len(authors[b]),
         }
-        for words, (a, b) in pairs.items()
+        for pair, (a, b) in pairs.items()
     }
 
 

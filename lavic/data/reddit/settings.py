@@ -64,8 +64,8 @@ class SplitSettings:
         """Where validation and test begin, in seconds since 1970; None where shares decide."""
         if not self.valid_from:
             return None
-        begin, end = (
+        valid_start, test_start = (
             int(datetime.fromisoformat(day).replace(tzinfo=timezone.utc).timestamp())
             for day in (self.valid_from, self.test_from)
         )
-        return begin, end
+        return valid_start, test_start

@@ -62,10 +62,10 @@ def split_submissions(files: list[Path], settings: SplitSettings) -> Splits:
     chosen = np.searchsorted(np.array(edges), first, side="right")
     ungrouped = np.searchsorted(np.array(edges), times, side="right")
     counts = np.bincount(groups, minlength=len(groups))
-    places = np.empty(len(ids), np.int64)
-    places[order] = chosen
+    split_numbers = np.empty(len(ids), np.int64)
+    split_numbers[order] = chosen
     return Splits(
-        parts=np.split(places, np.cumsum(sizes)[:-1]),
+        parts=np.split(split_numbers, np.cumsum(sizes)[:-1]),
         groups=int((counts > 1).sum()),
         grouped=int(counts[counts > 1].sum()),
         moved=int((chosen != ungrouped).sum()),
@@ -82,7 +82,7 @@ def _edges(times: np.ndarray, rows: np.ndarray, settings: SplitSettings) -> tupl
 
     def edge(share: float) -> int:
         # Rounded, so that 1 - 0.1 - 0.1 of ten rows is eight.
-        at = int(np.searchsorted(before, round(total * share, 6)))
-        return int(times[order[at]]) if at < len(times) else int(times[order[-1]]) + 1
+        index = int(np.searchsorted(before, round(total * share, 6)))
+        return int(times[order[index]]) if index < len(times) else int(times[order[-1]]) + 1
 
     return edge(1 - settings.valid_share - settings.test_share), edge(1 - settings.test_share)

@@ -150,20 +150,20 @@ class Threads:
             raise Dropped("submission_gone")
         path = self._path(comment)
         named = list(dict.fromkeys(t.item for post in (submission, *path) for t in self._targets(post)))
-        fresh = [target for target in targets if target.item not in named]
-        if not fresh:
+        new_targets = [target for target in targets if target.item not in named]
+        if not new_targets:
             raise Dropped("in_context")
-        if len(fresh) > labels.max_items:
+        if len(new_targets) > labels.max_items:
             raise Dropped("too_many_items")
-        liked = [target for target in fresh if not self._is_against(target)]
-        if not liked:
+        recommended = [target for target in new_targets if not self._is_against(target)]
+        if not recommended:
             raise Dropped("sentiment")
-        example = self._conversation(submission, path, comment, named, liked)
-        self.counts["items_in_context"] += len(targets) - len(fresh)
-        self.counts["items_against"] += len(fresh) - len(liked)
+        example = self._conversation(submission, path, comment, named, recommended)
+        self.counts["items_in_context"] += len(targets) - len(new_targets)
+        self.counts["items_against"] += len(new_targets) - len(recommended)
         self.counts["items_quoted"] += len(self._targets(comment)) - len(targets)
-        self.counts["variants"] += sum(target.link.asin != target.item for target in liked)
-        self.counts["short_links"] += sum(target.link.form == SHORT for target in liked)
+        self.counts["variants"] += sum(target.link.asin != target.item for target in recommended)
+        self.counts["short_links"] += sum(target.link.form == SHORT for target in recommended)
         self.counts["score_unknown"] += comment.score is None
         return example
 
@@ -194,14 +194,14 @@ class Threads:
     def _path(self, comment: Post) -> list[Post]:
         """The comments between the submission and a comment, from the first."""
         path: list[Post] = []
-        seen = {comment.id}
+        visited = {comment.id}
         parent = comment.parent
         while parent:
             post = self.comments.get(parent)
-            if parent == NO_PARENT or post is None or parent in seen or post.submission != comment.submission:
+            if parent == NO_PARENT or post is None or parent in visited or post.submission != comment.submission:
                 self._lacks("parent_missing")
                 break
-            seen.add(parent)
+            visited.add(parent)
             parent = post.parent
             if post.gone:
                 self._lacks("parent_gone")

@@ -31,8 +31,8 @@ def picture_of(url: str) -> str:
     """
     if image := _amazon_image(url):
         changes = image["changes"] or ""
-        same = all(map(_ONLY_SIZE.fullmatch, changes.split("_")))
-        return f"amazon:{image['kind']}/{image['id']}" + ("" if same else f"._{changes}_")
+        only_sizes = all(map(_ONLY_SIZE.fullmatch, changes.split("_")))
+        return f"amazon:{image['kind']}/{image['id']}" + ("" if only_sizes else f"._{changes}_")
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -50,8 +50,8 @@ def _amazon_image(url: str) -> re.Match[str] | None:
     if "amazon.com" not in url.lower():
         return None
     # Called for every photo: this expression takes a tenth of the time of urlsplit.
-    if plain := _PLAIN_LINK.fullmatch(url):
-        host, path = plain["host"].lower(), plain["path"]
+    if match := _PLAIN_LINK.fullmatch(url):
+        host, path = match["host"].lower(), match["path"]
     else:
         try:
             parts = urlsplit(url)

@@ -155,10 +155,12 @@ def _id_of(url: str) -> str:
 
 
 def _check_columns(path: str, header: list[str], columns: Sequence[str]) -> None:
-    listed = ", ".join(header[:12]) + (", ..." if len(header) > 12 else "") or "none"
+    column_names = ", ".join(header[:12]) + (", ..." if len(header) > 12 else "") or "none"
     if not columns:
-        raise DataError(f"{path}: name the columns with the links, as --columns url=URL; it has the columns: {listed}")
+        raise DataError(
+            f"{path}: name the columns with the links, as --columns url=URL; it has the columns: {column_names}"
+        )
     if missing := [name for name in columns if name not in header]:
-        raise DataError(f"{path}: no column `{missing[0]}` (--columns); it has: {listed}")
+        raise DataError(f"{path}: no column `{missing[0]}` (--columns); it has: {column_names}")
     if repeated := [name for name in columns if header.count(name) > 1]:
         raise DataError(f"{path}: {header.count(repeated[0])} columns are called `{repeated[0]}` (--columns)")

@@ -46,7 +46,7 @@ def make_config(*, layers: int, vision_layers: int, narrow: bool) -> dict[str, A
 def make_processor(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """`preprocessor_config.json` and `processor_config.json`."""
     size = config["vision_config"]["image_size"]
-    images = {
+    image_processor = {
         "aspect_ratio_setting": "anyres",
         "crop_size": {"height": size, "width": size},
         "do_center_crop": True,
@@ -64,14 +64,14 @@ def make_processor(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "rescale_factor": 1 / 255,
         "size": {"shortest_edge": size},
     }
-    whole = {
+    processor = {
         "image_token": IMAGE,
         "num_additional_image_tokens": 1,
         "patch_size": config["vision_config"]["patch_size"],
         "processor_class": "LlavaNextProcessor",
         "vision_feature_select_strategy": config["vision_feature_select_strategy"],
     }
-    return {"preprocessor_config.json": images, "processor_config.json": whole}
+    return {"preprocessor_config.json": image_processor, "processor_config.json": processor}
 
 
 def write_folder(

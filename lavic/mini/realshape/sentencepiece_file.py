@@ -78,34 +78,34 @@ class SentencePieceFile:
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     """(number, value) of each field of a message: an integer, or the bytes of a string, message or fixed number."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
+    offset = 0
+    while offset < len(data):
+        key, offset = _varint(data, offset)
         number, wire = key >> 3, key & 7
         if wire == 0:
-            value, at = _varint(data, at)
+            value, offset = _varint(data, offset)
             yield number, value
             continue
         if wire == 2:
-            size, at = _varint(data, at)
+            size, offset = _varint(data, offset)
         elif wire in (1, 5):
             size = 8 if wire == 1 else 4
         else:
             raise ValueError(f"wire type {wire}")
-        if at + size > len(data):
+        if offset + size > len(data):
             raise ValueError("it ends too early")
-        yield number, data[at : at + size]
-        at += size
+        yield number, data[offset : offset + size]
+        offset += size
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def _varint(data: bytes, offset: int) -> tuple[int, int]:
     """A number of seven bits a byte, and the offset after it."""
     value = shift = 0
     while True:
-        byte = data[at]
+        byte = data[offset]
         value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
+        offset, shift = offset + 1, shift + 7
         if byte < 0x80:
-            return value, at
+            return value, offset
         if shift > 63:
             raise ValueError("a number without an end")

@@ -49,27 +49,31 @@ def write_tokenizer(model: Path, folder: Path) -> None:
         ConfigError: The file is of another kind of model.
         DataError: It cannot be read.
     """
-    read = SentencePieceFile.read(model)
-    plain = read.byte_fallback and read.add_dummy_prefix and not (read.remove_extra_whitespaces or read.charsmap)
-    if read.model_type != BPE or len(read.pieces) != PIECES or not plain:
+    model_file = SentencePieceFile.read(model)
+    is_plain_bpe = (
+        model_file.byte_fallback
+        and model_file.add_dummy_prefix
+        and not (model_file.remove_extra_whitespaces or model_file.charsmap)
+    )
+    if model_file.model_type != BPE or len(model_file.pieces) != PIECES or not is_plain_bpe:
         raise ConfigError(
             f"--tokenizer {model}: not the vocabulary of Mistral-7B-Instruct-v0.2 (byte-pair encoding of {PIECES:,} "
             f"pieces with bytes as fallback): `{INSTALL}` brings it as vocabulary/{INNER}"
         )
-    names = {kind: [piece.text for piece in read.pieces if piece.kind == kind] for kind in (UNKNOWN, CONTROL)}
-    (unknown,), (begin, end) = names[UNKNOWN], names[CONTROL]
-    _convert(read, begin, unknown).save(str(folder / "tokenizer.json"))
-    special = {"bos_token": begin, "eos_token": end, "pad_token": PAD, "unk_token": unknown}
-    listed = {
+    names = {kind: [piece.text for piece in model_file.pieces if piece.kind == kind] for kind in (UNKNOWN, CONTROL)}
+    (unknown,), (bos, eos) = names[UNKNOWN], names[CONTROL]
+    _convert(model_file, bos, unknown).save(str(folder / "tokenizer.json"))
+    special = {"bos_token": bos, "eos_token": eos, "pad_token": PAD, "unk_token": unknown}
+    special_tokens = {
         str(number): {"content": text, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
         | {"special": True}
-        for number, text in enumerate((unknown, begin, end))
+        for number, text in enumerate((unknown, bos, eos))
     }
-    added = {str(PIECES + n): {**listed["0"], "content": text} for n, text in enumerate((IMAGE, PAD))}
+    added_tokens = {str(PIECES + n): {**special_tokens["0"], "content": text} for n, text in enumerate((IMAGE, PAD))}
     config: dict[str, Any] = {
         "add_bos_token": True,
         "add_eos_token": False,
-        "added_tokens_decoder": {**listed, **added},
+        "added_tokens_decoder": {**special_tokens, **added_tokens},
         "clean_up_tokenization_spaces": False,
         "legacy": True,
         "model_max_length": int(1e30),
@@ -84,39 +88,41 @@ def write_tokenizer(model: Path, folder: Path) -> None:
         (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def merges_of(read: SentencePieceFile) -> list[tuple[str, str]]:
+def merges_of(model_file: SentencePieceFile) -> list[tuple[str, str]]:
     """Every pair of pieces that joins to a piece, the best first.
 
     SentencePiece joins the neighbours that make the piece of the highest score. A list of merges says the same if it is
     sorted by that score.
     """
-    ids = {piece.text: number for number, piece in enumerate(read.pieces)}
+    ids = {piece.text: number for number, piece in enumerate(model_file.pieces)}
     pairs: list[tuple[float, int, int, str, str]] = []
-    for piece in read.pieces:
+    for piece in model_file.pieces:
         if piece.kind != NORMAL:
             continue
-        for cut in range(1, len(piece.text)):
-            left, right = piece.text[:cut], piece.text[cut:]
+        for split in range(1, len(piece.text)):
+            left, right = piece.text[:split], piece.text[split:]
             if left in ids and right in ids:
                 pairs.append((-piece.score, ids[left], ids[right], left, right))
     return [(left, right) for *_, left, right in sorted(pairs)]
 
 
-def _convert(read: SentencePieceFile, begin: str, unknown: str) -> Any:
+def _convert(model_file: SentencePieceFile, bos: str, unknown: str) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
-    ids = {piece.text: number for number, piece in enumerate(read.pieces)}
+    ids = {piece.text: number for number, piece in enumerate(model_file.pieces)}
     tokenizer = Tokenizer(
-        models.BPE(vocab=ids, merges=merges_of(read), unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        models.BPE(vocab=ids, merges=merges_of(model_file), unk_token=unknown, fuse_unk=True, byte_fallback=True)
     )
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    special = [piece.text for piece in read.pieces if piece.kind in (UNKNOWN, CONTROL)]
+    special = [piece.text for piece in model_file.pieces if piece.kind in (UNKNOWN, CONTROL)]
     tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in (*special, IMAGE, PAD)])
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{begin} $A", pair=f"{begin} $A {begin}:1 $B:1", special_tokens=[(begin, ids[begin])]
+        single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, ids[bos])]
     )
-    assert not any(piece.kind == BYTE and len(piece.text) != 6 for piece in read.pieces), "bytes are written <0x00>"
+    assert not any(piece.kind == BYTE and len(piece.text) != 6 for piece in model_file.pieces), (
+        "bytes are written <0x00>"
+    )
     return tokenizer

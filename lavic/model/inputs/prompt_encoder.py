@@ -161,20 +161,20 @@ class Encoder:
         texts = [self.render(prompts.turn(*turns[index], self.style)) for index in comments]
         sizes = (len(ids) for ids in self.tokenizer(texts, add_special_tokens=False).input_ids)
         total = [0, *accumulate(sizes)]
-        too_few, enough = 0, len(comments) + 1
+        known_too_few, known_enough = 0, len(comments) + 1
         count, length = 0, len(example.input_ids)
-        while enough - too_few > 1:
+        while known_enough - known_too_few > 1:
             # The number that drops `length - limit` more tokens than `count` does, within the open interval.
             guess = bisect_left(total, total[count] + length - limit)
-            count = min(max(guess, too_few + 1), enough - 1)
+            count = min(max(guess, known_too_few + 1), known_enough - 1)
             dropped = set(comments[:count])
             remaining = [turn for index, turn in enumerate(turns) if index not in dropped]
             example = encode(remaining)
             length = len(example.input_ids)
             if length > limit and count < len(comments):
-                too_few = count
+                known_too_few = count
             else:
-                enough, best = count, (example, remaining)
+                known_enough, best = count, (example, remaining)
         return best
 
 
@@ -208,12 +208,12 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             f"the tokenizer of {name} has no {missing} token: set {'eos' if eos is None else 'bos'}_token in its "
             "tokenizer_config.json to that of the model's training"
         )
-    words = tokenizer("A", add_special_tokens=False).input_ids
+    ids_without_bos = tokenizer("A", add_special_tokens=False).input_ids
     ids = tokenizer("A").input_ids
-    if ids != [bos, *words] and not (without and ids == words):
-        shown = " ".join(tokenizer.convert_ids_to_tokens(ids))
+    if ids != [bos, *ids_without_bos] and not (without and ids == ids_without_bos):
+        tokens = " ".join(tokenizer.convert_ids_to_tokens(ids))
         raise ConfigError(
-            f"the tokenizer of {name} makes {shown!r} of the text 'A': prompts need one {tokenizer.bos_token} before "
+            f"the tokenizer of {name} makes {tokens!r} of the text 'A': prompts need one {tokenizer.bos_token} before "
             "the text and nothing after it; correct add_bos_token and add_eos_token in its tokenizer_config.json, or "
             "the post_processor of its tokenizer.json"
         )

@@ -128,11 +128,11 @@ class FeatureExtractor:
         return _finite(features[[row_of[tuple(row)] for row in rows]])
 
 
-def _batches(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Batches of rows of similar length, of at most `most` tokens with padding."""
+def _batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Batches of rows of similar length, of at most `max_tokens` tokens with padding."""
     batches: list[list[int]] = []
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        if not batches or (len(batches[-1]) + 1) * lengths[row] > most:
+        if not batches or (len(batches[-1]) + 1) * lengths[row] > max_tokens:
             batches.append([])
         batches[-1].append(row)
     return batches

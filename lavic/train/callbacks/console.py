@@ -44,7 +44,7 @@ class ConsoleLogger(Callback):
         self._write(
             trainer,
             f"step {trainer.state.step + 1} is skipped ({trainer.state.skipped_steps} of --loop.max-skipped "
-            f"{trainer.loop.max_skipped}): the {error.what} of {error.samples} is not finite",
+            f"{trainer.loop.max_skipped}): the {error.quantity} of {error.samples} is not finite",
         )
 
     def log_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ class JournalLogger(Callback):
 
     def post_skipped_step(self, trainer: Trainer, error: NonFiniteError) -> None:
         """Writes the step and the samples because of which it was skipped."""
-        self._tracker.event("skipped_step", step=trainer.state.step + 1, reason=error.what, samples=error.samples)
+        self._tracker.event("skipped_step", step=trainer.state.step + 1, reason=error.quantity, samples=error.samples)
 
     def log_metrics(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         self._tracker.log(trainer.state.step, **metrics)

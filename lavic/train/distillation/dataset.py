@@ -106,11 +106,11 @@ class DistillDataset:
         self._read_ahead(position)
         photo = self.photos[self._index(position)]
         image = photo.image
-        grid, shown, patch_tokens = self._layout(position, image.size)
-        example = self._example(photo.title, photo.text, shown if self.tokens == "cls" else patch_tokens)
+        grid, num_views, patch_tokens = self._layout(position, image.size)
+        example = self._example(photo.title, photo.text, num_views if self.tokens == "cls" else patch_tokens)
         teacher = self._example(photo.title, photo.text, patch_tokens) if self.teach else None
         views = torch.from_numpy(self.geometry.cut(image))
-        return PhotoSample(photo.key, example, views, image.size, grid, shown, teacher)
+        return PhotoSample(photo.key, example, views, image.size, grid, num_views, teacher)
 
     def key(self, position: int) -> str:
         """See `TaskDataset.key`; the photo is not read."""
@@ -123,8 +123,8 @@ class DistillDataset:
         rows = self._table(np.array(indices, np.int64)).tolist() if self._table else map(self._measure, indices)
         lengths = []
         for position, (text_tokens, width, height) in zip(positions, rows, strict=True):
-            _, shown, patch_tokens = self._layout(position, (width, height))
-            lengths.append(text_tokens + (patch_tokens if self.teach or self.tokens == "all" else shown))
+            _, num_views, patch_tokens = self._layout(position, (width, height))
+            lengths.append(text_tokens + (patch_tokens if self.teach or self.tokens == "all" else num_views))
         return lengths
 
     def _measure(self, index: int) -> tuple[int, int, int]:
@@ -153,10 +153,10 @@ class DistillDataset:
     def _layout(self, position: int, size: tuple[int, int]) -> tuple[Grid, int, int]:
         """A photo's grid, the number of views that the student sees, and that of patch tokens (0 where not needed)."""
         grid = self.geometry.grid(size)
-        shown = 1 + grid[0] * grid[1]
+        num_views = 1 + grid[0] * grid[1]
         if self.nested:
-            shown = min(shown, random.Random(f"{self.seed}/{position}").choice(self.nested))
-        return grid, shown, count_patch_tokens(self.geometry, size) if self.teach or self.tokens == "all" else 0
+            num_views = min(num_views, random.Random(f"{self.seed}/{position}").choice(self.nested))
+        return grid, num_views, count_patch_tokens(self.geometry, size) if self.teach or self.tokens == "all" else 0
 
     def _index(self, position: int) -> int:
         return self.order.at(position) if self.order else position % len(self)

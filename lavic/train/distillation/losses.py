@@ -44,16 +44,17 @@ def top_k_divergence(teacher: torch.Tensor, student: torch.Tensor, top_k: int) -
         student: Logits, the same shape.
         top_k: Tokens that count by themselves; with all of them it is the exact divergence.
     """
-    teacher_all, student_all = teacher.log_softmax(-1), student.log_softmax(-1)
-    teacher_logs, tokens = teacher_all.topk(min(top_k, teacher.shape[-1]))
-    listed = (teacher_logs.exp() * (teacher_logs - student_all.gather(-1, tokens))).sum(-1)
+    teacher_logprobs_all, student_logprobs_all = teacher.log_softmax(-1), student.log_softmax(-1)
+    teacher_logprobs, tokens = teacher_logprobs_all.topk(min(top_k, teacher.shape[-1]))
+    top_k_terms = (teacher_logprobs.exp() * (teacher_logprobs - student_logprobs_all.gather(-1, tokens))).sum(-1)
     if top_k >= teacher.shape[-1]:
-        return listed
+        return top_k_terms
     # summed up, not 1 minus the listed ones: in float32 nothing would be left of a small rest
     teacher_rest, student_rest = (
-        logs.scatter(-1, tokens, float("-inf")).logsumexp(-1) for logs in (teacher_all, student_all)
+        logprobs.scatter(-1, tokens, float("-inf")).logsumexp(-1)
+        for logprobs in (teacher_logprobs_all, student_logprobs_all)
     )
-    return listed + teacher_rest.exp() * (teacher_rest - student_rest)
+    return top_k_terms + teacher_rest.exp() * (teacher_rest - student_rest)
 
 
 @torch.no_grad()

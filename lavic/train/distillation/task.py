@@ -36,7 +36,7 @@ class DistillTask(nn.Module):
         counts = [1 + rows * columns for rows, columns in batch.grids]
         if list(batch.views_shown) != counts:
             photos = zip(views.split(counts), batch.views_shown, strict=True)
-            views = torch.cat([photo[:shown] for photo, shown in photos])
+            views = torch.cat([photo[:num_views] for photo, num_views in photos])
         tokens = project(self.model, cls_tokens(self.model, views))
         logits = target_logits(self.model, batch.text, tokens)
         losses = functional.cross_entropy(logits, target_tokens(batch.text), reduction="none")

@@ -83,7 +83,7 @@ class TrainDataLoader:
         if self.micro_tokens is None:
             # Group similar lengths, for less padding; the loss does not depend on how a step is split.
             (share,) = groups
-            rows = bucket_by_length([sample.length for sample in share], most=self.micro_batch)
+            rows = bucket_by_length([sample.length for sample in share], max_samples=self.micro_batch)
             groups = [[share[i] for i in row] for row in rows]
         return [self.samples.collate(group) for group in groups]
 
@@ -95,8 +95,8 @@ class TrainDataLoader:
         by_rank = balance_micro_batches(
             self.samples.lengths(positions),
             self._world.size,
-            tokens=self.micro_tokens,
-            most=self.micro_batch,
+            max_tokens=self.micro_tokens,
+            max_samples=self.micro_batch,
             overhead=self.samples.overhead,
         )
         return [[positions[i] for i in group] for group in by_rank[self._world.rank]]

@@ -12,21 +12,23 @@ Groups = list[list[int]]
 
 
 def bucket_by_length(
-    lengths: Sequence[int], *, tokens: int | None = None, most: int | None = None, overhead: int = 0
+    lengths: Sequence[int], *, max_tokens: int | None = None, max_samples: int | None = None, overhead: int = 0
 ) -> Groups:
     """Groups samples of similar length, in as few groups as possible.
 
     Args:
         lengths: Tokens of each sample.
-        tokens: Maximum tokens of a group with padding; a longer sample is a group by itself. None: any number.
-        most: Maximum samples of a group. None: any number.
+        max_tokens: Maximum tokens of a group with padding; a longer sample is a group by itself. None: any number.
+        max_samples: Maximum samples of a group. None: any number.
         overhead: Cost of a sample besides its tokens, in tokens: its photo's pass through the vision tower.
     """
     groups: Groups = []
     for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         # In ascending order the newest sample is the longest of its group.
         cost = (len(groups[-1]) + 1) * (lengths[index] + overhead) if groups else 0
-        full = (tokens is not None and cost > tokens) or (most is not None and groups and len(groups[-1]) >= most)
+        full = (max_tokens is not None and cost > max_tokens) or (
+            max_samples is not None and groups and len(groups[-1]) >= max_samples
+        )
         if not groups or full:
             groups.append([])
         groups[-1].append(index)
@@ -34,7 +36,7 @@ def bucket_by_length(
 
 
 def balance_micro_batches(
-    lengths: Sequence[int], ranks: int, *, tokens: int, most: int | None = None, overhead: int = 0
+    lengths: Sequence[int], ranks: int, *, max_tokens: int, max_samples: int | None = None, overhead: int = 0
 ) -> list[Groups]:
     """The micro-batches of one step for every rank: the same number on each, of about equal cost.
 
@@ -45,8 +47,8 @@ def balance_micro_batches(
     Args:
         lengths: Tokens of each sample of the step; their number is a multiple of `ranks`.
         ranks: Number of ranks.
-        tokens: Maximum tokens of a group with padding, unless a single sample has more.
-        most: Maximum samples of a group.
+        max_tokens: Maximum tokens of a group with padding, unless a single sample has more.
+        max_samples: Maximum samples of a group.
         overhead: See `bucket_by_length`.
 
     Returns:
@@ -54,18 +56,18 @@ def balance_micro_batches(
     """
     if not lengths or len(lengths) % ranks:
         raise ValueError(f"{len(lengths)} samples cannot be shared by {ranks} ranks")
-    needed = len(bucket_by_length(lengths, tokens=tokens, most=most, overhead=overhead))
+    needed = len(bucket_by_length(lengths, max_tokens=max_tokens, max_samples=max_samples, overhead=overhead))
     micro_steps = min(-(-needed // ranks), len(lengths) // ranks)
     total = micro_steps * ranks
 
     def count(limit: int) -> int:
-        return len(bucket_by_length(lengths, tokens=limit, most=most, overhead=overhead))
+        return len(bucket_by_length(lengths, max_tokens=limit, max_samples=max_samples, overhead=overhead))
 
     low, high = max(lengths) + overhead, len(lengths) * (max(lengths) + overhead)
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if count(middle) <= total else (middle + 1, high)
-    groups = bucket_by_length(lengths, tokens=low, most=most, overhead=overhead)
+    groups = bucket_by_length(lengths, max_tokens=low, max_samples=max_samples, overhead=overhead)
 
     def cost(group: list[int]) -> tuple[int, int]:
         return len(group) * (max(lengths[i] for i in group) + overhead), group[0]

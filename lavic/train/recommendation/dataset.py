@@ -90,9 +90,9 @@ class TuneDataset:
         return len(self.pairs)
 
     def __getitem__(self, position: int) -> TuneSample:
-        row, target, listed, most = self._draw(position)
-        items = self.store.tokens(listed, most) if self.tokens == "items" else None
-        return TuneSample(self.key(position), self._example(row, target, listed, most), items)
+        row, target, candidates, max_tokens = self._draw(position)
+        items = self.store.tokens(candidates, max_tokens) if self.tokens == "items" else None
+        return TuneSample(self.key(position), self._example(row, target, candidates, max_tokens), items)
 
     def key(self, position: int) -> str:
         """See `TaskDataset.key`."""
@@ -110,16 +110,16 @@ class TuneDataset:
     def _draw(self, position: int) -> tuple[int, str, list[str], int | None]:
         """Row, target, candidates and most tokens of an item, of a sample."""
         row, target = self._pair(position)
-        choice = random.Random(f"{self.seed}/{position}")
-        listed = self._list(self.conversations[row], target, choice)
-        return row, target, listed, choice.choice(self.tokens_per_item) if self.tokens_per_item else None
+        rng = random.Random(f"{self.seed}/{position}")
+        candidates = self._list(self.conversations[row], target, rng)
+        return row, target, candidates, rng.choice(self.tokens_per_item) if self.tokens_per_item else None
 
-    def _example(self, row: int, target: str, listed: Sequence[str], most: int | None) -> Example:
+    def _example(self, row: int, target: str, candidates: Sequence[str], max_tokens: int | None) -> Example:
         return self.encoder.recommendation(
             self.conversations[row],
-            [Candidate(item, self.store.title(item)) for item in listed],
-            photo_tokens=[self.store.count(item, most) for item in listed] if self.tokens == "items" else 0,
-            target=target if target in listed else NONE,
+            [Candidate(item, self.store.title(item)) for item in candidates],
+            photo_tokens=[self.store.count(item, max_tokens) for item in candidates] if self.tokens == "items" else 0,
+            target=target if target in candidates else NONE,
             max_length=self.max_length,
             none=self.none_share > 0,
         )
@@ -129,23 +129,25 @@ class TuneDataset:
         items = [sample.items for sample in samples if sample.items is not None]
         return TuneBatch(**collate_text(samples, self.encoder), items=torch.cat(items) if items else None)
 
-    def _list(self, conversation: Conversation, target: str, choice: random.Random) -> list[str]:
-        others = set(conversation.targets) - {target}
-        listed = [item for item in dict.fromkeys(conversation.candidates[self.candidates]) if item not in others]
-        if self.none_share and choice.random() < self.none_share:
-            listed = [item if item != target else self._draw_unlisted(conversation, choice) for item in listed]
-        elif target not in listed:
-            at = choice.randrange(max(1, len(listed)))
-            listed[at : at + 1] = [target]  # replaces a candidate; alone where all were other targets
+    def _list(self, conversation: Conversation, target: str, rng: random.Random) -> list[str]:
+        other_targets = set(conversation.targets) - {target}
+        candidates = [
+            item for item in dict.fromkeys(conversation.candidates[self.candidates]) if item not in other_targets
+        ]
+        if self.none_share and rng.random() < self.none_share:
+            candidates = [item if item != target else self._draw_unlisted(conversation, rng) for item in candidates]
+        elif target not in candidates:
+            index = rng.randrange(max(1, len(candidates)))
+            candidates[index : index + 1] = [target]  # replaces a candidate; alone where all were other targets
         if self.shuffle:
-            choice.shuffle(listed)
-        return listed
+            rng.shuffle(candidates)
+        return candidates
 
-    def _draw_unlisted(self, conversation: Conversation, choice: random.Random) -> str:
+    def _draw_unlisted(self, conversation: Conversation, rng: random.Random) -> str:
         """An item that is neither listed nor a target: it keeps a list without its target as long as the others."""
         known = {*conversation.candidates[self.candidates], *conversation.targets}
         if len(known) >= len(self.store):
             raise DataError(f"{self.store.folder}: has no item besides the candidates of {conversation.id}")
-        while (item := choice.choice(self.store.ids)) in known:
+        while (item := rng.choice(self.store.ids)) in known:
             pass
         return item

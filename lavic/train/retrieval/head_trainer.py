@@ -92,7 +92,7 @@ class HeadTrainer:
             DataError: The loss is not finite.
         """
         settings = self.settings
-        total = total_steps or settings.total_steps(len(pairs))
+        schedule_steps = total_steps or settings.total_steps(len(pairs))
         epoch_steps = max(1, -(-len(pairs) // settings.batch_size))
         best: TrainedHead | None = None
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
@@ -100,27 +100,27 @@ class HeadTrainer:
             head = self._fresh(pairs).to(self.device)
             optimizer = torch.optim.AdamW(head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
             order = torch.Generator().manual_seed(_seed(f"{settings.seed}/{seed}/order"))
-            queue = torch.empty(0, dtype=torch.long)
-            sum_of_losses, losses = torch.zeros((), device=self.device), 0
-            for step in range(1, (last_step or total) + 1):
-                while len(queue) < min(settings.batch_size, len(pairs)):
-                    queue = torch.cat([queue, torch.randperm(len(pairs), generator=order)])
-                batch, queue = queue[: settings.batch_size], queue[settings.batch_size :]
+            sample_queue = torch.empty(0, dtype=torch.long)
+            loss_sum, loss_count = torch.zeros((), device=self.device), 0
+            for step in range(1, (last_step or schedule_steps) + 1):
+                while len(sample_queue) < min(settings.batch_size, len(pairs)):
+                    sample_queue = torch.cat([sample_queue, torch.randperm(len(pairs), generator=order)])
+                batch, sample_queue = sample_queue[: settings.batch_size], sample_queue[settings.batch_size :]
                 for group in optimizer.param_groups:
-                    group["lr"] = settings.learning_rate(step, total)
+                    group["lr"] = settings.learning_rate(step, schedule_steps)
                 loss = self._loss(head.train(), pairs, batch)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-                sum_of_losses, losses = sum_of_losses + loss.detach(), losses + 1
+                loss_sum, loss_count = loss_sum + loss.detach(), loss_count + 1
                 if self._stop():
                     return None
-                if step % epoch_steps and step != (last_step or total):
+                if step % epoch_steps and step != (last_step or schedule_steps):
                     continue
-                if not torch.isfinite(sum_of_losses):
+                if not torch.isfinite(loss_sum):
                     raise DataError(f"the loss is not finite after {step} steps: lower --head.lr ({settings.lr:g})")
-                numbers = {"loss": float(sum_of_losses) / losses, "lr": settings.learning_rate(step, total)}
-                sum_of_losses, losses = torch.zeros((), device=self.device), 0
+                numbers = {"loss": float(loss_sum) / loss_count, "lr": settings.learning_rate(step, schedule_steps)}
+                loss_sum, loss_count = torch.zeros((), device=self.device), 0
                 recall = validate(head.eval()) if validate else {}
                 self._log(step, **numbers, **{f"recall_{cutoff}": value for cutoff, value in recall.items()})
                 if best is None or not recall or recall[SELECT_AT] > best.recall[SELECT_AT]:
@@ -178,12 +178,14 @@ def recall_at(
         query, item = pairs.query[start : start + _QUERIES], pairs.item[start : start + _QUERIES]
         scores = answers[query.to(device)] @ vectors.T
         target_scores = scores.gather(1, item.to(device)[:, None])
-        before = (scores > target_scores).sum(1).double()
-        before += ((scores == target_scores).sum(1).double() - 1) / 2
+        num_ahead = (scores > target_scores).sum(1).double()
+        num_ahead += ((scores == target_scores).sum(1).double() - 1) / 2
         for row, number in enumerate(query.tolist()):
-            others = torch.tensor(sorted(pairs.targets[number] - {int(item[row])}), device=device, dtype=torch.long)
-            before[row] -= (scores[row, others] > target_scores[row]).sum()
-        hits += torch.stack([(before < cutoff).sum().double().cpu() for cutoff in cutoffs])
+            other_targets = torch.tensor(
+                sorted(pairs.targets[number] - {int(item[row])}), device=device, dtype=torch.long
+            )
+            num_ahead[row] -= (scores[row, other_targets] > target_scores[row]).sum()
+        hits += torch.stack([(num_ahead < cutoff).sum().double().cpu() for cutoff in cutoffs])
     return {cutoff: float(value) / len(pairs) for cutoff, value in zip(cutoffs, hits, strict=True)}
 
 

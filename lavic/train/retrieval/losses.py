@@ -20,7 +20,7 @@ def contrastive_loss(
         symmetric: Also the loss of finding the conversation of each item.
     """
     labels = torch.arange(len(queries), device=queries.device)
-    others = right & ~torch.eye(len(queries), dtype=torch.bool, device=queries.device)
-    scores = (queries @ items.T * scale).masked_fill(others, float("-inf"))
+    other_answers = right & ~torch.eye(len(queries), dtype=torch.bool, device=queries.device)
+    scores = (queries @ items.T * scale).masked_fill(other_answers, float("-inf"))
     loss = functional.cross_entropy(scores, labels)
     return (loss + functional.cross_entropy(scores.T, labels)) / 2 if symmetric else loss

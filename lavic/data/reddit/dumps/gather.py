@@ -104,13 +104,13 @@ def _wanted_lines(piece: bytes, wanted: Table) -> Iterator[bytes]:
         matches = sorted([*matches, *_ID.finditer(piece)], key=lambda match: match.start())
     if not matches:
         return
-    end = 0
+    line_end = 0
     for n in np.flatnonzero(wanted.contains(_numbers([match[1] for match in matches]))):
         start = matches[n].start()
-        if start >= end:
-            begin = piece.rfind(b"\n", 0, start) + 1
-            end = piece.find(b"\n", start) + 1 or len(piece)
-            yield piece[begin:end]
+        if start >= line_end:
+            line_start = piece.rfind(b"\n", 0, start) + 1
+            line_end = piece.find(b"\n", start) + 1 or len(piece)
+            yield piece[line_start:line_end]
 
 
 def _numbers(ids: Sequence[bytes]) -> np.ndarray:

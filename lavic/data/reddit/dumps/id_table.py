@@ -102,9 +102,9 @@ class Table:
     def contains(self, numbers: np.ndarray) -> np.ndarray:
         """Whether each number is in the table: bool [n] for uint64 [n]."""
         keys = keys_of(numbers)
-        at = np.searchsorted(self._keys, keys)
-        known = at < len(self._keys)
-        known[known] = self._keys[at[known]] == keys[known]
+        indices = np.searchsorted(self._keys, keys)
+        known = indices < len(self._keys)
+        known[known] = self._keys[indices[known]] == keys[known]
         return known
 
     def values(self, number: int) -> list[int]:

@@ -40,12 +40,12 @@ _PARTS = BytesAhoCorasick(
 
 def lines_that_may_link(piece: bytes) -> Iterator[bytes]:
     """The lines of a piece that name Amazon or its short links, in any case of letters, once each, in their order."""
-    end = 0
-    for _, place, _ in _PARTS.find_matches_as_indexes(piece):
-        if place >= end and _NAME.search(piece, max(place - 1, 0), place - 1 + _LONGEST):
-            begin = piece.rfind(b"\n", 0, place) + 1
-            end = piece.find(b"\n", place) + 1 or len(piece)
-            yield piece[begin:end]
+    line_end = 0
+    for _, position, _ in _PARTS.find_matches_as_indexes(piece):
+        if position >= line_end and _NAME.search(piece, max(position - 1, 0), position - 1 + _LONGEST):
+            line_start = piece.rfind(b"\n", 0, position) + 1
+            line_end = piece.find(b"\n", position) + 1 or len(piece)
+            yield piece[line_start:line_end]
 
 
 def scan_dump(
