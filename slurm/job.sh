@@ -46,7 +46,7 @@ start_step() {
 
 # The id of the running step with a name.
 step_id() {
-  squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format='%i %j' | awk -v name="$1" '$2 == name {print $1}'
+  squeue --noheader --steps --jobs="$job" --format='%i %j' | awk -v name="$1" '$2 == name {print $1}'
 }
 
 # signal_step SIGNAL NAME: to the step's processes on all nodes. A signal sent to srun instead may end the step.
@@ -246,7 +246,7 @@ finish() {
         say "stopped; not requeued while $LAVIC_STOP_FILE exists"
       elif ((restart >= LAVIC_REQUEUES)); then
         say "stopped; not requeued after $restart restarts (LAVIC_REQUEUES)"
-      elif scontrol requeue "$SLURM_JOB_ID"; then
+      elif scontrol requeue "$job"; then
         say "stopped and requeued: restart $((restart + 1)) of at most $LAVIC_REQUEUES"
       else
         say "stopped; SLURM refuses to requeue the job: submit the same line again to continue"
@@ -262,18 +262,33 @@ finish() {
 
 # -- The beginning ----------------------------------------------------------------------------------------------------
 
+# The job as SLURM's commands name it. One task of an array has the id of the whole array: they would act on all tasks.
+# SLURM is asked, since the variable may come from the job that submitted this one.
+job=''
+if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
+  job=$(squeue --noheader --array --jobs="$SLURM_JOB_ID" --format='%A %i' |
+    awk -v id="$SLURM_JOB_ID" '$1 == id {print $2}') || true
+fi
+: "${job:=$SLURM_JOB_ID}"
 restart=${SLURM_RESTART_COUNT:-0}
-cpus=${SLURM_CPUS_PER_TASK:-1}
+cpus=$((${SLURM_CPUS_PER_TASK:-1} * ${SLURM_NTASKS_PER_NODE:-1})) # of a node
 first_node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 stop_requested=0
 trap 'stop_requested=1' USR1
 
+# Files of the site, such as those of modules and of conda, may read variables that are not set, and would take the
+# command's arguments for theirs.
+command_args=("$@")
+set --
+set +u
 # shellcheck source=slurm/env.sh
 source "${LAVIC_ENV:-$LAVIC_SLURM/env.sh}"
 if [[ -f $LAVIC_VENV/bin/activate ]]; then
   # shellcheck source=/dev/null
   source "$LAVIC_VENV/bin/activate"
 fi
+set -u
+set -- ${command_args[@]+"${command_args[@]}"}
 if [[ -z $LAVIC_PREFIX$LAVIC_SRUN ]] && ! "$LAVIC_PYTHON" -c 'import lavic.launch' 2>/dev/null; then
   python=$(command -v "$LAVIC_PYTHON" || echo "$LAVIC_PYTHON (not on PATH)")
   say "lavic is not installed in $python: set LAVIC_VENV, or edit $LAVIC_SLURM/env.sh" >&2

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lavic.errors import LaunchError
+from lavic.errors import LaunchError, first_line
 
 ACTIVE = frozenset(
     (
@@ -25,6 +25,8 @@ NEVER = "DependencyNeverSatisfied"
 """SLURM's reason for a job whose dependency failed."""
 
 _TIMEOUT_S = 60.0
+_CLIENT_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_TIME_FORMAT")
+"""Variables by which SLURM's commands find their controller; all others beginning with SLURM_ describe a job."""
 _LOOKUPS, _PAUSE_S = 3, 5.0
 """How often the queue is searched for a job after sbatch gave no answer, and the pause between searches."""
 _NO_ANSWER = re.compile(
@@ -93,8 +95,13 @@ def submit(args: Sequence[str], env: Mapping[str, str] | None = None, *, mark: s
         raise NoAnswer(f"{error}; the queue has no job with the comment {mark!r}, at least not yet") from None
     if done.returncode:
         raise LaunchError(f"sbatch refused: {_error_summary(done)}")
-    # "123", or "123;cluster" where there are several clusters
-    return done.stdout.strip().partition(";")[0]
+    # "123", or "123;cluster" where there are several clusters; a site's own sbatch may print a greeting before it
+    ids = re.findall(r"^(\d+)(?:;\S+)?$", done.stdout, re.M)
+    if not ids and (id := job_ids_by_mark([mark]).get(mark)):
+        ids.append(id)
+    if not ids:
+        raise NoAnswer(f"sbatch printed no job id: {first_line(RuntimeError(done.stdout))}")
+    return str(ids[-1])
 
 
 def test_submit(args: Sequence[str]) -> str:
@@ -246,10 +253,13 @@ def _value(text: str) -> str:
 def _run(args: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     if shutil.which(args[0]) is None:
         raise LaunchError(f"{args[0]} not found: run this on a login node of the cluster; --dry-run works anywhere")
+    inherited = dict(os.environ)
+    if args[0] == "sbatch":  # within a job, the new one would inherit what only describes that one: memory, GPUs, binding
+        inherited = {k: v for k, v in inherited.items() if not k.startswith("SLURM_") or k in _CLIENT_VARIABLES}
     try:
         return subprocess.run(
             args,
-            env={**os.environ, **(env or {})},
+            env={**inherited, **(env or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

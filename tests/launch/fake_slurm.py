@@ -17,7 +17,7 @@ FOLDER = os.path.dirname(__file__)
 STATE = f"{FOLDER}/slurm.json"
 EMPTY = {"jobs": [], "refuse": "", "mute": False, "sbatch": "", "sacct": "disabled", "user": ""}
 """`sbatch` and `sacct`: how these programs fail. `late` queues the job and gives no answer, `lost` queues nothing and
-gives none, `hang` queues it and never ends. `user`: the only user whose jobs are shown, if any."""
+gives none, `hang` queues it and never ends, `greet` prints more than the id. `user`: the only user whose jobs are shown, if any."""
 
 
 def write(state: dict) -> None:
@@ -67,12 +67,14 @@ def sbatch(state: dict, args: list[str]) -> int:
         return 0
     failure = state["sbatch"]
     if failure != "lost":
-        env = {key: value for key, value in os.environ.items() if key.startswith(("LAVIC_", "RANKS_"))}
+        env = {key: value for key, value in os.environ.items() if key.startswith(("LAVIC_", "RANKS_", "SLURM_"))}
         state["jobs"].append({"args": args, "env": env, "state": "PENDING", "reason": "Dependency"})
         write(state)
     if failure == "hang":
         time.sleep(600)
-    if failure:
+    if failure == "greet":
+        print("-" * 40 + "\n   Welcome to the cluster 2000\n" + "-" * 40)
+    elif failure:
         print("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation", file=sys.stderr)
         return 1
     print(f"{len(state['jobs'])};cluster")

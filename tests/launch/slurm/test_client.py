@@ -68,6 +68,24 @@ def test_a_job_queued_by_an_sbatch_that_hangs_is_found(cluster, monkeypatch):
     assert len(jobs(cluster)) == 1
 
 
+def test_the_greeting_of_a_sites_sbatch_is_no_job_id(cluster):
+    set_slurm(cluster, sbatch="greet")
+    assert submit("--only", "crawl") == 0
+    recorded = json.loads((cluster / "pipeline-mini" / "jobs.json").read_text())["steps"]
+    assert [job["id"] for job in recorded.values()] == ["1", "2", "3"][: len(recorded)]
+
+
+def test_a_job_that_is_submitted_within_a_job_inherits_nothing_of_it(cluster, monkeypatch):
+    """srun refuses SLURM_MEM_PER_CPU of the outer job beside SLURM_MEM_PER_NODE of the inner one."""
+    for name in ("SLURM_JOB_ID", "SLURM_MEM_PER_CPU", "SLURM_CPU_BIND", "SLURM_TMPDIR"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm/other.conf")
+    assert submit("--only", "crawl") == 0
+    for job in jobs(cluster):
+        described = {name: value for name, value in job["env"].items() if name.startswith("SLURM_")}
+        assert described == {"SLURM_CONF": "/etc/slurm/other.conf"}
+
+
 def test_a_job_that_appears_late_is_not_submitted_again(cluster, capsys):
     """The queue is empty at first; the controller accepts the job later."""
     set_slurm(cluster, sbatch="lost")
