@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen.dry_run:
         print(f"{dry_run_text(chosen, EvaluationSetup.prepare(chosen))}\n{estimate(chosen)}".rstrip())
         return 0
-    if chosen.nproc > 1 and world.size == 1:
+    if world.must_start(chosen.nproc):
         from lavic.launch.ranks import local
 
         return local.run("evaluate", list(argv or ()), chosen.nproc)

@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen.has_endpoint:
         require_endpoint(chosen.endpoint, "--endpoint")
     world = DistributedContext.from_env()
-    if chosen.nproc > 1 and world.size == 1:
+    if world.must_start(chosen.nproc):
         from lavic.cli import start_ranks
 
         return start_ranks("describe", argv, chosen.nproc)

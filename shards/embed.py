@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command."""
     chosen = resolve(argv)
     world = DistributedContext.from_env()
-    if chosen.nproc > 1 and world.size == 1:
+    if world.must_start(chosen.nproc):
         from lavic.cli import start_ranks
 
         return start_ranks("embed", argv, chosen.nproc)

@@ -39,7 +39,7 @@ def run(stage: type[TrainingStage], settings: Any, argv: Sequence[str] | None) -
         ranks = world.size if world.size > 1 else settings.nproc
         print(resource_estimate.estimate(stage.command, settings, ranks))
         return 0
-    if settings.nproc > 1 and world.size == 1:
+    if world.must_start(settings.nproc):
         from lavic.launch.ranks import local
 
         return local.run(stage.command, list(argv or ()), settings.nproc)
@@ -108,6 +108,7 @@ def _train(stage: TrainingStage, run: TrainingRun, deepspeed_config: Mapping[str
     identity = {
         "base model": components.backbone.fingerprint,
         "prompt version": components.backbone.encoder.version,
+        "tokenizer": components.backbone.tokenizer_digest,
     }
     inputs: dict[str, str] = {}
     if world.is_main:
@@ -153,8 +154,13 @@ def _accept_changes(run: TrainingRun, settings: Any, *, steps: int, total: int) 
     """Resumes after so many steps with settings that were changed since the last start.
 
     Raises:
-        ConfigError: The run has more steps already than their total.
+        ConfigError: The run has more steps already than their total, or is complete and its checkpoints are gone.
     """
+    if not steps and run.folder.done:
+        raise ConfigError(
+            f"{settings.out}: its run is complete and has no checkpoint to continue from: restore "
+            f"{run.folder.checkpoints}, or use another --out"
+        )
     if steps > total:
         raise ConfigError(
             f"{settings.out}: {steps} steps are done, more than the {total} of --loop.steps or --loop.epochs: raise it"

@@ -124,6 +124,7 @@ class DistillStage(TrainingStage):
             identity = {
                 "sets": [_digest(self.train), _digest(self.valid)],  # photos of the second are left out of the first
                 "base": backbone.fingerprint,
+                "tokenizer": backbone.tokenizer_digest,
                 "prompt": backbone.encoder.version,
                 "max_length": self.settings.max_length,
             }

@@ -35,7 +35,7 @@ _PATIENCE_S = 7 * 24 * 3600.0
 def run(settings: TuneRetrieverSettings, argv: Sequence[str] | None) -> int:
     """Runs the command; returns its exit code."""
     world = DistributedContext.from_env()
-    if settings.nproc > 1 and world.size == 1:
+    if world.must_start(settings.nproc):
         from lavic.launch.ranks import local
 
         return local.run(COMMAND, list(argv or ()), settings.nproc)

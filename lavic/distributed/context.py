@@ -66,6 +66,13 @@ class DistributedContext:
         """Whether this is rank 0, which writes files and logs."""
         return self.rank == 0
 
+    def must_start(self, nproc: int) -> bool:
+        """Whether this process is to start `nproc` ranks on this machine: no launcher started it as a rank.
+
+        torchrun may have started it as the only one. A cluster that gives every container RANK and WORLD_SIZE has not.
+        """
+        return nproc > 1 and self.size == 1 and "TORCHELASTIC_RUN_ID" not in os.environ
+
     @property
     def is_initialized(self) -> bool:
         """Whether this process is in a process group of torch.distributed."""

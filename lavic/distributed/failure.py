@@ -65,6 +65,7 @@ _NO_MEMORY = re.compile(
     r"CUDA out of memory|HIP out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|"
     r"Cuda failure 2? ?'out of memory'|can't allocate memory|not enough memory: you tried to allocate"
 )
+_FULL_DISK = re.compile(r"no space left|quota exceeded|storage ?full|disk is full|os error (28|122)\b", re.I)
 _AMOUNTS = (
     re.compile(r"[Tt]ried to allocate \d[\d.]* ?\w+"),
     re.compile(r"GPU \d+ has a total capacity of [\d.]+ \w+ of which [\d.]+ \w+ is free"),
@@ -116,6 +117,13 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error, of the operating system or of a library that writes files, says that a disk is full."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return bool(_FULL_DISK.search(str(error)))
 
 
 def lost_connection(error: BaseException) -> bool:
@@ -174,7 +182,7 @@ def _describe(command: str, error: Exception) -> tuple[str | None, int, bool]:
 
 def _describe_os_error(error: OSError) -> tuple[str, int, bool]:
     reason = error.strerror or first_line(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if disk_is_full(error):
         problem = f"{_path(error.filename)} could not be written" if error.filename else "could not write"
         return f"{problem} ({reason}): make room, then run the same command again", 1, False
     paths = " -> ".join(_path(name) for name in (error.filename, error.filename2) if name)

@@ -100,7 +100,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             old = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old{PART}")
             path.replace(old)
             part.replace(path)
-            shutil.rmtree(old)
+            # Under another name: what cannot be removed now (an open file on NFS) must never be restored.
+            old.replace(part)
         else:
             part.replace(path)
     finally:

@@ -145,7 +145,7 @@ class CheckpointManager:
             raise ConfigError(f"{folder} has format {written}, this version reads {FORMAT}: start a new --out")
         saved = record.pop("identity")
         for key in sorted({*saved, *self.identity}):
-            if saved.get(key) != self.identity.get(key):
+            if saved.get(key, self.identity.get(key)) != self.identity.get(key):  # older versions recorded fewer
                 raise ConfigError(
                     f"{folder} belongs to another {key} ({saved.get(key)}, here {self.identity.get(key)}): "
                     f"restore the {key} it was made with, or start a new --out"
@@ -165,7 +165,10 @@ class CheckpointManager:
         ]
         for folder in (*self._folders(), *self.folder.glob(".step-*")):
             if folder not in resumable[: max(1, self.keep)]:
-                shutil.rmtree(folder)
+                try:
+                    shutil.rmtree(folder)
+                except OSError as e:  # on NFS a file that another process reads; the next save tries again
+                    log.warning("%s cannot be removed (%s)", folder, e.strerror or e)
 
 
 def _step(folder: Path) -> int:

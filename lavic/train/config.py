@@ -50,7 +50,8 @@ class LoopSettings:
     """Validations without an improvement of the metric in `select`, after which training stops early; 0 disables early
     stopping. Needs `eval_every`."""
     save_every: PositiveInt = 100
-    """Steps between checkpoints; they are also written after the last step and on a stop request."""
+    """Steps between checkpoints; they are also written before a validation, after the last step and on a stop
+    request."""
     save_total_limit: PositiveInt = 2
     """Checkpoints to keep; older ones are removed."""
     log_every: PositiveInt = 1

@@ -18,7 +18,8 @@ from typing import Any
 
 from lavic.config import dump, flatten, load
 from lavic.distributed.context import DistributedContext
-from lavic.errors import ConfigError, LavicError
+from lavic.distributed.failure import disk_is_full, show_traceback
+from lavic.errors import ConfigError, DataError, LavicError
 from lavic.storage.atomic import atomic_write, remove_partial_files
 from lavic.storage.output_folder import lock_output_folder
 
@@ -176,18 +177,23 @@ def write_on_rank_0(path: Path, write: Callable[[], object], world: DistributedC
     """Calls `write` on rank 0; an error is raised on every rank, so that none waits for another. Collective.
 
     Raises:
-        LavicError: On all ranks, with the error of rank 0, whose type depends on the library that writes.
+        LavicError: On all ranks, with the message and the exit code of rank 0's error, whose type depends on the
+            library that writes.
     """
-    problem = None
+    problem: tuple[int, str] | None = None
     if world.is_main:
         try:
             write()
         except LavicError as e:
-            problem = str(e)
+            problem = e.exit_code, str(e)
         except Exception as e:
-            problem = f"could not write {path} ({type(e).__name__}: {e}): make room, then run the same command again"
+            if not (full := disk_is_full(e)) and not isinstance(e, OSError):
+                show_traceback(type(e), e, e.__traceback__)
+            hint = ": make room, then run the same command again" if full else ""
+            problem = 1, f"could not write {path} ({type(e).__name__}: {e}){hint}"
     if problem := world.broadcast_object(problem):
-        raise LavicError(problem)
+        code, message = problem
+        raise (DataError if code == DataError.exit_code else LavicError)(message)
 
 
 def digest_files(files: Iterable[Path]) -> str:

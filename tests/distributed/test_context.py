@@ -124,6 +124,15 @@ def test_an_inconsistent_environment_is_refused(env):
         DistributedContext.from_env(env)
 
 
+def test_nproc_is_ignored_where_a_launcher_has_started_one_rank(monkeypatch):
+    """Of torchrun; a cluster that gives a container RANK=0 and WORLD_SIZE=1 has started no ranks."""
+    launched = DistributedContext.from_env({"RANK": "0", "WORLD_SIZE": "1"})
+    assert launched.must_start(8) and not launched.must_start(1)
+    assert DistributedContext().must_start(2) and not DistributedContext(size=2).must_start(2)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert not launched.must_start(8)
+
+
 def test_a_world_of_one_needs_no_process_group():
     world = DistributedContext()
     value = torch.tensor([1.0])

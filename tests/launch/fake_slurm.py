@@ -17,7 +17,8 @@ FOLDER = os.path.dirname(__file__)
 STATE = f"{FOLDER}/slurm.json"
 EMPTY = {"jobs": [], "refuse": "", "mute": False, "sbatch": "", "sacct": "disabled", "user": ""}
 """`sbatch` and `sacct`: how these programs fail. `late` queues the job and gives no answer, `lost` queues nothing and
-gives none, `hang` queues it and never ends, `greet` prints more than the id. `user`: the only user whose jobs are shown, if any."""
+gives none, `hang` queues it and never ends, `greet` prints more than the id. `user`: the only user whose jobs are
+shown, if any."""
 
 
 def write(state: dict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,27 @@ def test_a_folder_whose_writer_died_between_the_renames_comes_back(
     remove_partial_files(tmp_path)
     assert (tmp_path / "bundle" / "file").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_an_old_folder_that_cannot_be_removed_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On NFS a removed file that another process reads stays in its folder."""
+    removed = shutil.rmtree
+
+    def keep(folder: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(39, "Directory not empty", str(folder))
+
+    for text in ("old", "new"):
+        with monkeypatch.context() as patched, atomic_folder(tmp_path / "bundle") as aside:
+            patched.setattr(shutil, "rmtree", keep)
+            (aside / "file").write_text(text)
+    assert (tmp_path / "bundle" / "file").read_text() == "new"
+    assert len([*tmp_path.iterdir()]) == 2
+    removed(tmp_path / "bundle")
+    remove_partial_files(tmp_path)
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_what_killed_writers_left_is_removed(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def test_hooks_are_called_in_the_documented_order(tmp_path: Path, world: Distrib
     trainer(tmp_path, world, 2, recorder(calls), eval_every=1).fit()
     validation = ["pre_eval", "pre_eval_batch", "post_eval"]
     last = [*STEP[:-1], "post_checkpoint_saved", "post_step"]
-    assert calls == ["pre_train", *validation, *STEP, *validation, *last, *validation, "close"]
+    saved = ["post_checkpoint_saved", *validation]  # a checkpoint precedes each validation
+    assert calls == ["pre_train", *validation, *STEP, *saved, *last, *validation, "close"]
 
 
 def test_a_skipped_step_calls_its_hook_and_is_logged(tmp_path: Path, world: DistributedContext) -> None:
@@ -95,6 +96,27 @@ def test_a_callback_can_stop_a_run_that_then_resumes(tmp_path: Path, world: Dist
     state = trainer(tmp_path, world, 5).fit()
     assert state.step == 5
     assert [row["step"] for row in read_journal(tmp_path / "metrics.jsonl") if "loss" in row] == [1, 2, 3, 4, 5]
+
+
+class FailAt(Callback):
+    """Ends a run by an error in a step, as a lost node would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def pre_optim_step(self, trainer: Trainer) -> None:
+        if trainer.state.step + 1 == self.step:
+            raise RuntimeError("lost")
+
+
+def test_a_run_never_resumes_from_before_a_validation(tmp_path: Path, world: DistributedContext) -> None:
+    """Which may have replaced the bundle: with another learning rate or other ranks its steps would not be repeated."""
+    with pytest.raises(RuntimeError, match="lost"):
+        trainer(tmp_path, world, 12, FailAt(8), eval_every=3, save_every=4).fit()
+    validated = [row["step"] for row in read_journal(tmp_path / "metrics.jsonl") if "valid_loss" in row]
+    assert validated == [0, 3, 6]
+    trainer(tmp_path, world, 12, eval_every=3, save_every=4).fit()
+    assert [event["step"] for event in read_events(tmp_path / "metrics.jsonl", "resume")] == [0, 6]
 
 
 def test_console_output_is_thinned(

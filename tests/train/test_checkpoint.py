@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -88,6 +89,33 @@ def test_a_damaged_later_checkpoint_is_removed(checkpoints: CheckpointManager, e
     truncate(checkpoints.folder / "step-000002", STATE)
     checkpoints.save(engine, TrainState(step=1, samples=8))
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step-000001"]
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_tried_again(
+    checkpoints: CheckpointManager, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On NFS a removed file that another process reads stays in its folder: that is no reason to end a training."""
+
+    def fail(folder: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(folder))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", fail)
+        checkpoints.save(engine, TrainState(step=3, samples=24))
+    assert "step-000001 cannot be removed (Directory not empty)" in caplog.text
+    checkpoints.save(engine, TrainState(step=4, samples=32))
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-000003", "step-000004"]
+
+
+def test_a_checkpoint_of_an_older_version_lacks_newer_digests(checkpoints: CheckpointManager, engine: Engine) -> None:
+    identity = {"base model": "a", "tokenizer": "t"}
+    assert CheckpointManager(checkpoints.folder, DistributedContext(), identity=identity).load(engine)
+    CheckpointManager(checkpoints.folder, DistributedContext(), identity=identity).save(engine, TrainState(step=5))
+    with pytest.raises(ConfigError, match=r"step-000005 belongs to another tokenizer \(t, here u\)"):
+        CheckpointManager(checkpoints.folder, DistributedContext(), identity={**identity, "tokenizer": "u"}).load(
+            engine
+        )
 
 
 def test_a_checkpoint_of_another_model_is_refused(checkpoints: CheckpointManager, engine: Engine) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -341,4 +342,10 @@ def test_a_finished_run_continues_with_more_steps_and_another_learning_rate(
     run = fork_server.start([*argv, "--loop.steps", "4"], log)
     assert fork_server.wait(run) == [2], output(run)
     assert "5 steps are done, more than the 4 of --loop.steps or --loop.epochs" in output(run)
+    assert json.loads((out / "result.json").read_text())["steps"] == 5, "the run stays complete"
+
+    shutil.rmtree(out / "checkpoints")
+    run = fork_server.start([*argv, "--loop.steps", "9"], log)
+    assert fork_server.wait(run) == [2], output(run)
+    assert "its run is complete and has no checkpoint to continue from" in output(run)
     assert json.loads((out / "result.json").read_text())["steps"] == 5, "the run stays complete"

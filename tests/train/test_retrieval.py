@@ -16,12 +16,15 @@ from torch.nn import functional
 
 from lavic.cli import main
 from lavic.data.conversations import read_conversations
+from lavic.distributed.context import DistributedContext
+from lavic.distributed.signals import StopRequest
 from lavic.errors import DataError
 from lavic.model.item_store import ItemStore
 from lavic.model.two_tower.folds import FINAL
 from lavic.model.two_tower.head import TwoTowerHead
 from lavic.model.two_tower.retriever import FILE, FOLDER, Retriever, RetrieverInfo
 from lavic.tracking.journal import read_journal
+from lavic.train.retrieval.feature_cache import FeatureCache
 from lavic.train.retrieval.head_trainer import Features, HeadTrainer, recall_at
 from lavic.train.retrieval.losses import contrastive_loss
 from lavic.train.retrieval.pairs import Pairs
@@ -123,6 +126,22 @@ def test_a_diverged_head_is_refused() -> None:
     settings = HeadSettings(dim=8, hidden=0, epochs=4, batch_size=32, lr=1e30)
     with pytest.raises(DataError, match=r"the loss is not finite after \d+ steps: lower --head\.lr"):
         HeadTrainer(settings, features).train(pairs, validate=lambda head: {10: 1.0})
+
+
+def test_scores_that_are_no_numbers_find_nothing() -> None:
+    features, pairs = features_with_shared_code(64, 3)
+    head = TwoTowerHead(24, 24, dim=8)
+    head.item.layers[0].weight.data.fill_(math.nan)
+    assert recall_at(head.eval(), features.queries, features.items, pairs, (1, 63)) == {1: 0.0, 63: 0.0}
+
+
+def test_features_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    def make(rows: range) -> torch.Tensor:
+        return torch.tensor([[float(row), math.inf if row == 1025 else 0.0] for row in rows])
+
+    cache = FeatureCache(tmp_path, "identity")
+    with pytest.raises(DataError, match=r"queries: features that are not finite \(first: row 1025\)"):
+        cache.compute("queries", 1030, make, DistributedContext(), StopRequest())
 
 
 def test_recall_counts_ties_by_half_and_skips_other_targets() -> None:
@@ -264,6 +283,9 @@ def test_invalid_input_and_damaged_heads_are_refused(
     assert main([*argv, "--missing", "drop"]) == 2
     assert "no conversation has a target" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert main(argv) == 2
+    assert "rows.jsonl: its conversations are in one fold" in capsys.readouterr().err
 
     bundle = tmp_path / "bundle"
     with pytest.raises(DataError, match="lavic tune-retriever"):

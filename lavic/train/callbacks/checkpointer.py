@@ -8,9 +8,10 @@ from lavic.train.trainer import Trainer
 
 
 class Checkpointer(Callback):
-    """Saves every `loop.save_every` steps, after the last step and on a stop request.
+    """Saves every `loop.save_every` steps, before a validation, after the last step and on a stop request.
 
-    It comes before the callbacks that look at `trainer.state` in `pre_train`.
+    A validation may replace the bundle, and a run never resumes from before its bundle. It comes before the callbacks
+    that look at `trainer.state` in `pre_train`.
     """
 
     def __init__(self, checkpoints: CheckpointManager) -> None:
@@ -25,6 +26,10 @@ class Checkpointer(Callback):
         """
         trainer.state = self._checkpoints.load(trainer.engine) or trainer.state
         self._saved_step = trainer.state.step
+
+    def pre_eval(self, trainer: Trainer) -> None:
+        """Saves what is validated."""
+        self.on_stop(trainer)
 
     def post_step(self, trainer: Trainer) -> None:
         step = trainer.state.step

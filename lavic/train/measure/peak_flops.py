@@ -47,7 +47,12 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 def listed_peak(name: str) -> float | None:
-    """The entry of `PEAK_FLOPS` for a device's name: the longest that it contains as words; None without one."""
+    """The entry of `PEAK_FLOPS` for a device's name: the longest that it contains as words.
+
+    None without one, and for a slice of a GPU ("NVIDIA A100-SXM4-40GB MIG 1g.5gb"), which has a share of its peak.
+    """
+    if re.search(r"\bMIG\b", name):
+        return None
     names = [key for key in PEAK_FLOPS if re.search(rf"\b{key}\b", name)]
     return PEAK_FLOPS[max(names, key=len)] if names else None
 

@@ -58,6 +58,7 @@ class FeatureCache:
 
         Raises:
             Stopped: On request; the parts that are done stay.
+            DataError: Features are not finite.
         """
         for part in range(world.rank, math.ceil(rows / ROWS), world.size):
             path = self._part(name, part)
@@ -65,6 +66,12 @@ class FeatureCache:
                 break
             if not path.is_file():
                 features = make(range(part * ROWS, min(rows, (part + 1) * ROWS)))
+                if (bad := (~features.isfinite()).any(1).nonzero()).numel():
+                    first = part * ROWS + int(bad[0])
+                    raise DataError(
+                        f"{name}: features that are not finite (first: row {first}): the base model overflows in this "
+                        "precision; use --model.dtype float32"
+                    )
                 file = io.BytesIO()
                 # Rare outliers are clamped to the range of float16.
                 np.save(file, features.clamp(-_LARGEST, _LARGEST).numpy().astype(np.float16))

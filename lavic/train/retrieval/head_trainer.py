@@ -178,7 +178,7 @@ def recall_at(
         query, item = pairs.query[start : start + _QUERIES], pairs.item[start : start + _QUERIES]
         scores = answers[query.to(device)] @ vectors.T
         target_scores = scores.gather(1, item.to(device)[:, None])
-        num_ahead = (scores > target_scores).sum(1).double()
+        num_ahead = (~(scores <= target_scores)).sum(1).double()  # also those that are no number
         num_ahead += ((scores == target_scores).sum(1).double() - 1) / 2
         for row, number in enumerate(query.tolist()):
             other_targets = torch.tensor(
