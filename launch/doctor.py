@@ -18,6 +18,7 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from lavic.config import parse, settings
+from lavic.errors import first_line
 
 DESCRIPTION = """Checks this machine: Python, packages, GPUs, memory, disk, home and cache folders, SLURM.
 
@@ -35,6 +36,7 @@ _SOCKET_PATH = 107
 """Maximum length of a Unix socket's path, bytes."""
 _RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store"
 """What Ray appends to the temporary folder."""
+_INSTALL_TORCH = "pip install torch (https://pytorch.org/get-started)"
 _SLURM_S = 10.0
 _RAY_S = 180.0
 
@@ -122,8 +124,12 @@ def _applies(wanted: Requirement, extra: str) -> bool:
 def _gpus() -> Check:
     try:
         import torch
-    except ModuleNotFoundError:
-        return Check("gpu", "missing", "torch is not installed", "pip install torch (https://pytorch.org/get-started)")
+    except ModuleNotFoundError as error:
+        if error.name == "torch":
+            return Check("gpu", "missing", "torch is not installed", _INSTALL_TORCH)
+        return _broken_torch(error)
+    except (ImportError, OSError) as error:  # a library of CUDA that is not found, or of another version
+        return _broken_torch(error)
     if not torch.cuda.is_available():
         fix = ""
         if shutil.which("nvidia-smi"):
@@ -131,8 +137,18 @@ def _gpus() -> Check:
                 f"nvidia-smi is installed, but torch {torch.__version__} has no CUDA: install its build for your driver"
             )
         return Check("gpu", "note", "none: training runs on CPU, fast enough for the miniature only", fix)
-    cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    try:
+        cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    except RuntimeError as error:  # the driver answers, and a GPU does not
+        fix = (
+            "run nvidia-smi; a GPU that another process uses alone, or that failed, is left out by CUDA_VISIBLE_DEVICES"
+        )
+        return Check("gpu", "missing", f"torch {torch.__version__} cannot use it: {first_line(error)}", fix)
     return Check("gpu", "ok", "; ".join(f"{card.name} {card.total_memory / _GIB:.0f} GiB" for card in cards))
+
+
+def _broken_torch(error: Exception) -> Check:
+    return Check("gpu", "missing", f"torch cannot be imported: {first_line(error)}", _INSTALL_TORCH)
 
 
 def _capacity() -> Iterator[Check]:

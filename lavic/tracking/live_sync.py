@@ -34,8 +34,11 @@ def follow(run_dir: Path, uri: str, parent_pid: int) -> int:
         orphaned = os.getppid() != parent_pid
         try:
             run.send()
+            if run.files_error and not warned:
+                warned = True
+                print(f"mlflow: it does not take the run's files ({run.files_error}), only the rest", file=sys.stderr)
             if run.ended:
-                return 0
+                return 1 if run.record.files else 0
             if orphaned:
                 run.close_if_lost(_EXIT_TIMEOUT_S)
                 return 0

@@ -142,22 +142,18 @@ class StoreClient:
         elif path.exists():
             self.client.log_artifact(run_id, str(path), folder)
 
-    def log_event(self, run_id: str, run_dir: Path, event: dict[str, Any]) -> str:
-        """Sends an event of the journal in `run_dir`; returns the run's new status, or "" if the event sets none."""
+    def log_event(self, run_id: str, event: dict[str, Any]) -> str:
+        """Sends an event of a journal without its files; returns the run's new status, or "" if the event sets none."""
         match event["event"]:
             case "start":
                 self.log_params(run_id, event.get("params") or {})
                 self.set_tags(run_id, event.get("tags") or {})
             case "end":
                 status = str(event.get("status") or "FINISHED")
-                if status != "KILLED":  # a killed process has no time for plots, and the run will be resumed
-                    with contextlib.suppress(OSError):
-                        for plot in plots.draw(run_dir):
-                            self.log_artifact(run_id, plot, plots.FOLDER)
                 self.client.set_terminated(run_id, status, end_time=milliseconds(event))
                 return status
             case "artifact":
-                self.log_artifact(run_id, run_dir / event["path"])
+                pass
             case "tags":
                 self.set_tags(run_id, event["tags"])
             case "dataset":
@@ -171,7 +167,6 @@ class StoreClient:
         manifest = Path(event["manifest"]) if event.get("manifest") else None
         profile: dict[str, Any] = {}
         if manifest and manifest.is_file():
-            self.log_artifact(run_id, manifest, f"data/{valid_name(event['name'])}")
             values = json.loads(manifest.read_text("utf-8"))
             profile = {key: value for key, value in values.items() if isinstance(value, (str, int, float))}
         dataset = self._entities.Dataset(
@@ -212,6 +207,23 @@ class StoreClient:
             return False
         self.client.restore_experiment(experiment_id)
         return True
+
+
+def event_files(run_dir: Path, event: dict[str, Any]) -> list[tuple[Path, str | None]]:
+    """What an event of the journal in `run_dir` adds to the run's artifacts.
+
+    Returns:
+        Files and folders, absolute or below `run_dir`, each with its folder among the artifacts.
+    """
+    match event["event"]:
+        case "artifact":
+            return [(Path(event["path"]), None)]
+        case "dataset" if event.get("manifest"):
+            return [(Path(event["manifest"]), f"data/{valid_name(event['name'])}")]
+        case "end" if event.get("status") != "KILLED":  # a killed process has no time for plots, and will be resumed
+            with contextlib.suppress(OSError):
+                return [(plot.relative_to(run_dir), plots.FOLDER) for plot in plots.draw(run_dir)]
+    return []
 
 
 def valid_name(name: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lavic.config.secrets import redact, reveal
+from lavic.distributed.failure import disk_is_full
 from lavic.errors import ConfigError, DataError, LaunchError, LavicError, first_line
 from lavic.storage.file_lock import FileLock, is_held
 from lavic.tracking.journal import (
@@ -27,13 +28,23 @@ from lavic.tracking.journal import (
     read_lines,
     read_new_lines,
 )
-from lavic.tracking.mlflow_client import BATCH_SIZES, ID_TAG, Point, StoreClient, valid_name, valid_text
+from lavic.tracking.mlflow_client import (
+    BATCH_SIZES,
+    ID_TAG,
+    Point,
+    StoreClient,
+    event_files,
+    valid_name,
+    valid_text,
+)
 from lavic.tracking.mlflow_store import absolute_uri
 from lavic.tracking.settings import destination
 from lavic.tracking.sync_record import LOST, SyncRecord, read_record, write_record
 from lavic.tracking.system_metrics import SYSTEM_FOLDER
 
 _LOCK_FILE = ".mlflow.lock"
+_FILES_BACKOFF_S = 60.0
+"""Seconds until files that a store did not take are sent to it again."""
 
 
 def sync(run_dir: Path, uri: str | None = None, experiment: str = "") -> RunSync:
@@ -62,6 +73,12 @@ def sync(run_dir: Path, uri: str | None = None, experiment: str = "") -> RunSync
             file = error.filename or run_dir
             raise LaunchError(f"{file}: {error.strerror}; sync records there what it has sent") from None
         raise LaunchError(f"{run.uri} did not take {run_dir}: {one_line(error)}") from error
+    if run.record.files:
+        raise LaunchError(
+            f"{run.uri} has the metrics of {run_dir}, but did not take {len(run.record.files)} of its files "
+            f"({run.files_error}): check its artifact store and this machine's access to it, then run the same command "
+            "again"
+        )
     return run
 
 
@@ -86,10 +103,13 @@ class RunSync:
         self.run_dir, self.uri, self.experiment = run_dir, redact(self._uri_reference), experiment
         self.record = SyncRecord()
         self.points_sent = 0
+        self.files_error = ""
+        """Why the store did not take a file at the last attempt."""
         self._store = StoreClient(self._uri)
         self._lock_timeout_s = lock_timeout_s
         self._run_verified = False
         self._pending: list[Point] = []
+        self._next_files_s = 0.0
 
     @property
     def ended(self) -> bool:
@@ -114,8 +134,9 @@ class RunSync:
                 self.record.error = one_line(error)
                 self._save()
                 raise
-            if self.record.error:
-                self.record.error = ""
+            error = self.files_error if self.ended and self.record.files else ""
+            if self.record.error != error:
+                self.record.error = error
                 self._save()
 
     def close_if_lost(self, timeout_s: float = 0.0) -> None:
@@ -162,6 +183,7 @@ class RunSync:
         self._flush()
         if self.record.run_id:
             self._send_system_metrics()
+            self._send_files()
 
     def _collect(self, record: dict[str, Any], prefix: str = "") -> None:
         step, time_ms = int(record["step"]), milliseconds(record)
@@ -185,7 +207,30 @@ class RunSync:
         if event["event"] == "start":
             self._ensure_run(event)
         if self.record.run_id:
-            self.record.status = self._store.log_event(self.record.run_id, self.run_dir, event) or self.record.status
+            self.record.status = self._store.log_event(self.record.run_id, event) or self.record.status
+            files = [(str(path), folder) for path, folder in event_files(self.run_dir, event)]
+            self.record.files = list(dict.fromkeys([*self.record.files, *files]))
+
+    def _send_files(self) -> None:
+        """Copies files to the run's artifacts.
+
+        They are often kept elsewhere than the metrics, where a package, credentials or space are missing, or behind a
+        proxy with a limit: then everything else is sent, and the files later.
+        """
+        if not self.ended and time.monotonic() < self._next_files_s:
+            return
+        self.files_error = ""
+        for path, folder in list(self.record.files):
+            try:
+                self._store.log_artifact(self.record.run_id, self.run_dir / path, folder)
+            except Exception as error:
+                if disk_is_full(error):
+                    raise
+                self.files_error = one_line(error)
+                self._next_files_s = time.monotonic() + _FILES_BACKOFF_S
+            else:
+                self.record.files.remove((path, folder))
+                self._save()
 
     def _send_system_metrics(self) -> None:
         """Sends the system metrics of each node; their step is the second of the run."""

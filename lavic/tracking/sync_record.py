@@ -31,12 +31,18 @@ class SyncRecord:
     """The last step sent, by metric."""
     system: dict[str, int] = field(default_factory=dict)
     """Bytes sent of each file of system metrics."""
+    files: list[tuple[str, str | None]] = field(default_factory=list)
+    """Files and folders that the store has still to take, absolute or below the run's folder, each with its folder
+    among the artifacts."""
     status: str = ""
     """The run's status in the store: RUNNING, FINISHED, FAILED, KILLED; or `LOST`."""
     error: str = ""
     """Why the last attempt failed; empty after one that succeeded."""
     pid: int = 0
     """The process that wrote this."""
+
+    def __post_init__(self) -> None:
+        self.files = [(path, folder) for path, folder in self.files]  # JSON has lists
 
 
 def read_record(run_dir: Path, uri: str) -> SyncRecord | None:

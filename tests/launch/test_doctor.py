@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import sys
 
 import pytest
 from packaging.requirements import Requirement
@@ -49,6 +50,32 @@ def test_a_missing_package_names_its_extra(monkeypatch):
     assert checks["orjson"] == ("missing", "pip install 'lavic[reddit]'")
     assert checks["fastapi"] == ("missing", "pip install 'lavic[serve]'")
     assert checks["pillow-heif"] == ("note", "pip install 'lavic[heif]'")
+
+
+@pytest.mark.parametrize(
+    ("code", "value"),
+    [
+        ("raise OSError('libcudart.so.12: cannot open shared object file')", "cannot be imported: libcudart.so.12: c"),
+        ("import a_missing_dependency", "cannot be imported: No module named 'a_missing_dependency'"),
+    ],
+)
+def test_a_torch_that_cannot_be_imported_is_reported(tmp_path, monkeypatch, code, value):
+    (tmp_path / "torch.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    check = doctor._gpus()
+    assert check.state == "missing" and value in check.value and "pip install torch" in check.fix
+
+
+def test_a_gpu_that_cannot_be_used_is_reported(monkeypatch):
+    def busy(index: int) -> None:
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nmore")
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.get_device_properties", busy)
+    check = doctor._gpus()
+    assert check.state == "missing" and check.value.endswith("all CUDA-capable devices are busy or unavailable")
 
 
 def test_names_are_aligned_in_one_column(capsys):

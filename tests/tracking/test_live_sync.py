@@ -128,6 +128,41 @@ def test_a_dead_server_neither_stops_nor_slows_the_run(store_uri, tmp_path, capl
     assert stored(tmp_path / "run", store_uri).run.data.params == {"lr": "1"}
 
 
+def test_a_store_that_takes_no_files_gets_everything_else(store_uri, tmp_path, caplog, capfd):
+    """Without credentials or a package for the artifact store, or behind a proxy with a limit on sizes."""
+    from mlflow import MlflowClient
+
+    blocked, run = tmp_path / "blocked", tmp_path / "runs" / "run"
+    blocked.touch()
+    MlflowClient(tracking_uri=store_uri).create_experiment("lavic", f"file://{blocked}/artifacts")
+    tracker = Tracker(Journal(run / "metrics.jsonl"), TrackingSettings(mlflow=True, uri=store_uri), timeout_s=240)
+    for name in ("manifest.json", "config.yaml"):
+        (run / name).write_text("{}")
+    tracker.start("distill", {"lr": 0.1})
+    tracker.dataset("training set", "abc", run, manifest=run / "manifest.json")
+    tracker.artifact(run / "config.yaml")
+    for step in range(1, 6):
+        tracker.log(step, loss=1 / step)
+    tracker.finish()
+    (warning,) = caplog.messages
+    assert re.fullmatch(
+        r"MLflow does not have all of this run \(.*blocked.*\); `lavic sync \S+` sends the rest", warning
+    )
+    assert capfd.readouterr().err.count("mlflow: it does not take the run's files") == 1
+    with pytest.raises(LaunchError, match=r"has the metrics of .*, but did not take 3 of its files \(.*blocked"):
+        sync(run, store_uri)
+    store = stored(run, store_uri)
+    assert store.points("loss") == [(step, 1 / step) for step in range(1, 6)]
+    assert store.run.info.status == "FINISHED" and store.run.inputs.dataset_inputs
+
+    blocked.unlink()
+    run = run.rename(run.with_name("renamed"))
+    assert sync(run, store_uri).points_sent == 0
+    files = {str(file.relative_to(blocked)) for file in blocked.rglob("*") if file.is_file()}
+    names = ("config.yaml", "curves/loss.png")  # the manifest was named by its absolute path
+    assert files == {f"artifacts/{store.run.info.run_id}/artifacts/{name}" for name in names}
+
+
 def test_a_server_that_never_responds_delays_the_end_only_by_the_timeout(tmp_path, caplog):
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))

@@ -182,6 +182,7 @@ def test_causal_attention_counts_earlier_tokens_and_itself(backbone: Backbone) -
         ("NVIDIA A10", 125e12),
         ("NVIDIA GeForce RTX 4090", 165e12),
         ("Tesla T4", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
     ],
 )
 def test_listed_peak_matches_whole_words_of_the_device_name(name: str, flops: float | None) -> None:
