@@ -134,9 +134,9 @@ class RunSync:
                 self.record.error = one_line(error)
                 self._save()
                 raise
-            error = self.files_error if self.ended and self.record.files else ""
-            if self.record.error != error:
-                self.record.error = error
+            remaining = self.files_error if self.ended and self.record.files else ""
+            if self.record.error != remaining:
+                self.record.error = remaining
                 self._save()
 
     def close_if_lost(self, timeout_s: float = 0.0) -> None:
