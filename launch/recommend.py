@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -40,6 +41,9 @@ BAR_WIDTH = 24
 
 SHOWN = 10
 """Items shown of those that were searched for."""
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that a terminal obeys, or that reverse the text behind them."""
 
 
 @settings
@@ -208,7 +212,8 @@ def _table(conversation: Conversation, answer: Recommendation) -> str:
     for rank, item in enumerate(answer, 1):
         bar = f"{'█' * round(item.probability * BAR_WIDTH):<{BAR_WIDTH}}  " if sys.stdout.isatty() else ""
         mark = "  <- target" if item.id in conversation.targets else ""
-        lines.append(f"{rank:>3}  {item.probability:>6.1%}  {bar}{item.id:<{width}}  {_shorten(item.title)}{mark}")
+        id = _CONTROL.sub("\ufffd", item.id)
+        lines.append(f"{rank:>3}  {item.probability:>6.1%}  {bar}{id:<{width}}  {_shorten(item.title)}{mark}")
     if answer.none is not None:
         lines.append(f"     {answer.none:>6.1%}  none of these")
     return "\n".join([*lines, ""])
@@ -234,5 +239,5 @@ def _prompt(lists: dict[str, tuple[str, ...]]) -> Iterator[Conversation]:
 
 
 def _shorten(text: str, width: int = 72) -> str:
-    line = " ".join(text.split())
+    line = _CONTROL.sub("\ufffd", " ".join(text.split()))  # words from data, on a terminal
     return line if len(line) <= width else f"{line[: width - 3]}..."

@@ -22,6 +22,10 @@ from lavic.recommend.retrieval.vectors.two_tower import TwoTowerEncoder, check_r
 
 FUSED_DEPTH = 200
 """Items of each method's list, at least, where several are fused."""
+_DEEPER = 4
+"""By how much a search is deepened that has found too few items of the store."""
+_DEEPEST = 1 << 14
+"""Items of a list, at most."""
 Scores = Mapping[str, Mapping[str, float]]
 """Retrieval method -> item id -> score."""
 
@@ -112,21 +116,27 @@ class CandidateSearch:
         self, conversations: Sequence[Conversation], count: int, exclude: Sequence[Collection[str]]
     ) -> list[Candidates]:
         """At most `count` candidates of each conversation, in the order of their fused ranks, without those to
-        `exclude`.
+        `exclude`. Where too few of the items found are in the store, it is searched again, for longer lists.
         """
-        if not conversations:
-            return []
         queries = [query_text(conversation) for conversation in conversations]
+        results = [Candidates(())] * len(queries)
+        waiting = list(range(len(queries)))
         # Only a deep list shows that an item which leads one of them is far down in another.
         depth = max(count, FUSED_DEPTH) if len(self.methods) > 1 else count
-        by_method = self.index.search(queries, depth, methods=self.methods, exclude=exclude)
-        results = []
-        for row in range(len(queries)):
-            lists = {method: hits[row] for method, hits in by_method.items()}
-            fused = fuse(lists, depth * len(lists), weights=self.weights).ids
-            ids = tuple(item for item in fused if item in self.store)[:count]
-            scores = {method: dict(zip(hits.ids, hits.scores, strict=True)) for method, hits in lists.items()}
-            results.append(Candidates(ids, scores))
+        while waiting:
+            asked, excluded = [queries[row] for row in waiting], [exclude[row] for row in waiting]
+            by_method = self.index.search(asked, depth, methods=self.methods, exclude=excluded)
+            short = []
+            for place, row in enumerate(waiting):
+                lists = {method: hits[place] for method, hits in by_method.items()}
+                fused = fuse(lists, depth * len(lists), weights=self.weights).ids
+                ids = tuple(item for item in fused if item in self.store)[:count]
+                scores = {method: dict(zip(hits.ids, hits.scores, strict=True)) for method, hits in lists.items()}
+                results[row] = Candidates(ids, scores)
+                if len(ids) < count and any(len(hits) == depth for hits in lists.values()):
+                    short.append(row)
+            waiting = short if depth < _DEEPEST else []
+            depth = min(_DEEPER * depth, _DEEPEST)
         return results
 
     def score(self, conversation: Conversation, ids: Sequence[str]) -> Scores:

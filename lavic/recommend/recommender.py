@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -168,19 +168,17 @@ class Recommender:
             raise DataError(f"k: {query.k!r:.80}; ask for a number of items")
         if query.k < 1:
             raise DataError(f"k: {query.k}; ask for one item at least")
-        for part, ids in (("candidates", query.candidates), ("exclude", query.exclude)):
-            if isinstance(ids, str) or not all(isinstance(item, str) for item in ids or ()):
-                raise DataError(f"{part}: {ids!r:.80} is not a list of item ids as text")
+        candidates = None if query.candidates is None else _ids(query.candidates, "candidates")
+        exclude = frozenset(_ids(query.exclude, "exclude"))
         conversation = to_conversation(query.conversation, query.name)
-        exclude = frozenset(query.exclude)
-        if query.candidates is None:
+        if candidates is None:
             if self.search is None:
                 raise ConfigError(
                     "candidates: none given, and there is no retrieval index to find them with: name item ids, or make "
                     "an index with `lavic retrieve` and give it as --index"
                 )
             return CheckedQuery(conversation, None, query.k, exclude)
-        candidates = tuple(dict.fromkeys(query.candidates))
+        candidates = list(dict.fromkeys(candidates))
         if not candidates:
             raise DataError("candidates: an empty list; name item ids, or leave it out to search the whole catalogue")
         if missing := [item for item in candidates if item not in self.store]:
@@ -223,7 +221,9 @@ class Recommender:
         hits: Iterator[Candidates] = iter(())
         if self.search is not None:
             self.search.index.check_files()
-            conversations, excluded = [q.conversation for q in searched], [q.exclude for q in searched]
+            conversations = [q.conversation for q in searched]
+            # As in the lists of `lavic retrieve`, with which the model was tuned.
+            excluded = [q.exclude.union(q.conversation.context_items) for q in searched]
             hits = iter(self.search.search(conversations, self.retrieved, excluded))
         jobs = []
         for query in queries:
@@ -235,6 +235,18 @@ class Recommender:
                 scores = self.search.score(query.conversation, ids) if self.search and ids else {}
             jobs.append(Job(query, Tournament(ids, self.list_size), scores))
         return jobs
+
+
+def _ids(ids: Collection[str], part: str) -> list[str]:
+    """Item ids of a query: a list, an array or a column of a table.
+
+    Raises:
+        DataError: They are something else.
+    """
+    listed = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else [None]
+    if not all(isinstance(item, str) for item in listed):
+        raise DataError(f"{part}: {ids!r:.80} is not a list of item ids as text")
+    return listed
 
 
 def _open_search(

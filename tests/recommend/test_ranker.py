@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from lavic.data.schema import Conversation, Turn
 from lavic.errors import DataError
 from lavic.model import prompts
 from lavic.model.bundle import Bundle
+from lavic.model.generation import Continuation
 from lavic.model.inputs.label_mask import collate
 from lavic.model.inputs.token_loss import token_losses
-from lavic.model.item_store import ItemStore
+from lavic.model.item_store import ItemStore, write_manifest, write_part
 from lavic.model.visual_tokens import project
 from lavic.recommend.ranking.ranker import Ranker
 from lavic.recommend.ranking.request import Request
@@ -105,6 +107,27 @@ def test_texts_replace_tokens(assets: Assets):
     assert by_id(ranker.rank([red])[0]) != pytest.approx(by_id(ranker.rank([blue])[0]), abs=1e-3)
     mixed = ranker.rank([red, request])
     assert by_id(mixed[1]) == pytest.approx(by_id(ranker.rank([request])[0]), abs=1e-5)
+
+
+def test_a_long_id_fits_into_generated_text(assets: Assets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Such as a UUID, of which many tokenizers make a token a digit."""
+    bundle, store = Bundle.load(assets.bundle), ItemStore.open(assets.store)
+    long_id = "4f1c-" * 12 + "0"
+    items = [{"id": item, "key": item, "title": "a mug"} for item in (long_id, "B0MN000001")]
+    part = write_part(tmp_path, "00000", items, store.lookup(store.ids[:2]))
+    write_manifest(tmp_path, bundle.backbone, assets.bundle / "vision_adapter", [part])
+    lengths = []
+
+    def generate(*args: object, max_new_tokens: int, **options: object) -> list[Continuation]:
+        lengths.append(max_new_tokens)
+        return [Continuation(text="", logprob=0.0)]
+
+    monkeypatch.setattr("lavic.recommend.ranking.ranker.generate", generate)
+    ranker = Ranker(bundle, ItemStore.open(tmp_path))
+    conversation = assets.conversations[0]
+    ranker.rank([Request(conversation=conversation, candidates=(long_id, "B0MN000001"))], decode="generate")
+    ranker.rank([Request(conversation=conversation, candidates=("B0MN000001",))], decode="generate")
+    assert lengths == [len(ranker.encoder.target(long_id)) + 4, 16] and lengths[0] > 30
 
 
 def test_generated_text_starts_with_the_most_probable_token(assets: Assets):

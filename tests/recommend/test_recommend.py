@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from lavic.data.schema import Conversation
 from lavic.errors import ConfigError, DataError
 from lavic.launch import recommend
 from lavic.model.bundle import Bundle
 from lavic.model.item_store import ItemStore
 from lavic.recommend.ranking.ranker import Ranker
 from lavic.recommend.ranking.request import Request
+from lavic.recommend.recommendation import Recommendation, RecommendedItem
 
 from .conftest import KEY, Assets
 
@@ -40,6 +42,14 @@ def test_rows_of_a_file_are_ranked_as_json(assets: Assets, capsys: pytest.Captur
         assert [item["id"] for item in row["ranking"]] == list(ranking.ids[:3])
         assert row["ranking"][0]["probability"] == pytest.approx(ranking.probabilities[0], abs=1e-6)
         assert row["ranking"][0]["title"] == ranker.store.title(ranking.ids[0])
+
+
+def test_a_terminal_does_not_obey_a_title():
+    item = RecommendedItem(
+        id="B0\x1b]0;x\x07", title="a\x1b[2J mug \u202egum\x9b1m ☕\u200d", probability=1.0, logprob=0.0
+    )
+    table = recommend._table(Conversation(id="t", turns=()), Recommendation(items=(item,), candidates=1))
+    assert table == "  1  100.0%  B0\ufffd]0;x\ufffd  a\ufffd[2J mug \ufffdgum\ufffd1m ☕\u200d\n"
 
 
 def test_a_text_file_and_candidates_give_a_table(assets: Assets, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

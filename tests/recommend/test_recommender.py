@@ -7,9 +7,12 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
+import pandas
 import pytest
 
 import lavic
@@ -20,6 +23,9 @@ from lavic.recommend.conversation_forms import to_conversation
 from lavic.recommend.ranking.request import Request
 from lavic.recommend.recommendation import Query
 from lavic.recommend.recommender import Recommender
+from lavic.recommend.retrieval.bm25.build import Bm25Builder, Bm25Settings
+from lavic.recommend.retrieval.build import add_methods, prepare_index
+from lavic.recommend.retrieval.item_table import Row
 
 from .conftest import KEY, Assets
 
@@ -218,6 +224,38 @@ def test_candidates_are_retrieved_from_the_index(searching: Recommender):
     assert sorted(item.id for item in all_retrieved) == sorted(expected)
     (from_batch,) = searching.recommend_batch([Query(conversation=f"an acme mug with {number}")])
     assert [item.id for item in from_batch] == [item.id for item in answer]
+
+
+def test_an_index_of_many_items_that_the_store_lacks_is_searched_deeper(
+    assets: Assets, recommender: Recommender, tmp_path: Path
+):
+    title = recommender.store.title
+    rows = [Row(f"B0AA{number:06d}", "Acme mug 00") for number in range(3000)]  # before the store's in every tie
+    rows += [Row(item, title(item)) for item in recommender.store.ids]
+    manifest, before = prepare_index(tmp_path, lambda: rows, text={"fields": ["title"]})
+    add_methods(tmp_path, manifest, [Bm25Builder(Bm25Settings())], before)
+    searching = recommender.reloaded(assets.bundle, assets.store, tmp_path, retrieved=25)
+    answers = searching.recommend_batch(["an acme mug", "a mug 00", "nothing known"])
+    assert [answer.candidates for answer in answers] == [25, 25, 0]
+    excluded = [item.id for item in searching.recommend("an acme mug", k=25)]
+    others = searching.recommend("an acme mug", k=25, exclude=excluded)
+    assert others.candidates == 25 and not {item.id for item in others} & set(excluded)
+
+
+def test_items_that_a_conversation_has_named_are_not_retrieved(assets: Assets, searching: Recommender):
+    row = assets.conversations[0]
+    first = searching.recommend(row, k=1)[0].id
+    naming = replace(row, context_items=(first,))
+    assert first not in {item.id for item in searching.recommend(naming, k=100)}
+    assert first in {item.id for item in searching.recommend(naming, [first, *searching.store.ids[:3]])}
+
+
+def test_item_ids_may_be_an_array_or_a_column(recommender: Recommender):
+    listed = list(recommender.store.ids[:4])
+    expected = [item.id for item in recommender.recommend("a mug", listed, exclude=listed[:1])]
+    for form in (np.array, pandas.Series, iter):
+        answer = recommender.recommend("a mug", form(listed), exclude=form(listed[:1]))
+        assert [item.id for item in answer] == expected
 
 
 def test_searched_and_named_candidates_in_one_batch(searching: Recommender):

@@ -29,7 +29,9 @@ from lavic.recommend.ranking.token_source import StoredTokens, TokenSource
 _TARGETS = 1 << 16
 """Items whose ids are kept as tokens."""
 MAX_NEW_TOKENS = 16
-"""Maximum length of a generated answer, in tokens: an id and a word or two before it."""
+"""Maximum length of a generated answer, in tokens: an id of Amazon's and a word or two before it."""
+_WORDS_BEFORE = 4
+"""Tokens that an answer may have besides the longest id of its list."""
 
 
 class Ranker:
@@ -191,7 +193,7 @@ class Ranker:
             self.encoder,
             [request.prompt],
             self._image_features([request]),
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=max(MAX_NEW_TOKENS, _WORDS_BEFORE + max(map(len, request.targets), default=0)),
         )
         answer = self._parse_id(output.text, request.candidates)
         none = (float(answer is None and prompts.NONE in output.text.lower())) if self.bundle.info.none else None

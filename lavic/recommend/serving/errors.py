@@ -96,8 +96,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
-        # Starlette logs the traceback; clients learn nothing of it.
-        return ApiError(500, "the server failed; its log says why").response
+        # Starlette logs the traceback; clients learn nothing of it. uvicorn closes the connection.
+        return ApiError(500, "the server failed; its log says why", headers={"Connection": "close"}).response
 
 
 def _param(place: Sequence[str | int]) -> str | None:

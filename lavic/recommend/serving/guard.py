@@ -40,8 +40,9 @@ class Guard:
     Args:
         app: The app behind it.
         settings: Of the server.
-        token: What clients must show. Without one, requests must name a host of `LOOPBACK` or of the settings, so that
-            a web page cannot reach a local server under a name of its own.
+        token: What clients must show. Without one, requests must name a host of `LOOPBACK`, the address that the server
+            listens on, or a host of the settings, so that a web page cannot reach a local server under a name of its
+            own.
         metrics: Of the server.
         max_requests: See `MAX_REQUESTS`.
     """
@@ -57,7 +58,8 @@ class Guard:
     ) -> None:
         self.app, self.settings, self.token, self.metrics = app, settings, token, metrics
         self._max_requests = max_requests
-        self._hosts = None if token else {*LOOPBACK, *(name.lower().rstrip(".") for name in settings.hosts)}
+        names = (settings.host.strip("[]"), *settings.hosts)
+        self._hosts = None if token else {*LOOPBACK, *(name.lower().rstrip(".") for name in names)}
         self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

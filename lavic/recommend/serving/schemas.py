@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from lavic.data.schema import as_text
 from lavic.recommend.recommendation import Recommendation
 
 EXAMPLE: dict[str, Any] = {"conversation": "a warm hat for winter, not too bright", "k": 3}
@@ -76,7 +77,7 @@ class ChatRequest(_Request):
     )
 
     messages: list[Message] = Field(min_length=1)
-    model: str = "lavic"
+    model: Annotated[str, AfterValidator(as_text)] = "lavic"
     """Any name; the answer repeats it."""
     stream: bool = False
     candidates: list[str] | None = None

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 HEADER_SECONDS = 10.0
 """Maximum time in which the head of a request arrives."""
+HEAD_BYTES = 1 << 16
+"""Maximum size of the head of a request, and of what follows a chunked body: h11's own, which httptools lacks."""
 BACKLOG = 1024
 """Connections that wait in the kernel until they are accepted."""
 _OTHER_FILES = 0.25
@@ -148,18 +150,21 @@ def raise_file_limit() -> int:
 
 
 def _protocol(connections: int) -> Any:
-    """uvicorn's HTTP protocol, with a time limit for the head of a request.
+    """uvicorn's HTTP protocol, with limits of time and size for the head of a request.
 
     Args:
         connections: Most of them; further ones are closed.
     """
-    name = "httptools_impl:HttpToolsProtocol" if importlib.util.find_spec("httptools") else "h11_impl:H11Protocol"
+    is_httptools = importlib.util.find_spec("httptools") is not None
+    name = "httptools_impl:HttpToolsProtocol" if is_httptools else "h11_impl:H11Protocol"
     base: Any = import_from_string(f"uvicorn.protocols.http.{name}")
 
     class TimedProtocol(base):
-        """Closes connections on which the head of a request does not arrive in time."""
+        """Closes connections on which the head of a request is too large or does not arrive in time."""
 
         _timer: asyncio.TimerHandle | None = None
+        _unparsed = 0
+        """Bytes since a head, a piece of a body or a request was complete: httptools keeps all of them."""
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
@@ -169,11 +174,27 @@ def _protocol(connections: int) -> Any:
                 self._arm()
 
         def data_received(self, data: bytes) -> None:
+            self._unparsed += len(data)
             super().data_received(data)
+            if self._unparsed > HEAD_BYTES and is_httptools and not self.transport.is_closing():
+                self.send_400_response("The head of the request is too large.")
             if self.cycle is not None and not self.cycle.response_complete:
                 self._disarm()  # the head is there; the app limits the time of the body
             elif self._timer is None:
                 self._arm()
+
+        # The next three are called by httptools, each as soon as that part of a request is complete.
+        def on_headers_complete(self) -> None:
+            self._unparsed = 0
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._unparsed = 0
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._unparsed = 0
+            super().on_message_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()

@@ -84,6 +84,13 @@ def test_cors_allows_only_the_given_origin(token_server: Server, client: httpx.C
         assert not [name for name in refused.headers if name.startswith("access-control")]
 
 
+def test_a_server_is_asked_under_the_address_that_it_listens_on(assets: Assets, fork_server: ForkServer):
+    args = ("--bundle", assets.bundle, "--store", assets.store, "--host", "127.0.0.2")
+    with serve(*args, fork_server=fork_server) as local, local.client() as client:
+        assert local.url.startswith("http://127.0.0.2:") and client.get("/readyz").status_code == 200
+        assert client.get("/readyz", headers={"Host": "evil.org"}).status_code == 403
+
+
 def test_a_local_server_accepts_only_local_host_names(server: Server, client: httpx.Client):
     for host, status in (("localhost", 200), (f"127.0.0.1:{server.port}", 200), ("[::1]:80", 200), ("evil.org", 403)):
         assert client.get("/healthz", headers={"Host": host}).status_code == status

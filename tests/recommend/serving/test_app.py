@@ -8,9 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from lavic.recommend.recommendation import Query
 from lavic.recommend.recommender import Recommender
+from lavic.recommend.serving.errors import add_error_handlers
 
 from ..conftest import KEY, Assets
 from .conftest import Server
@@ -199,6 +202,28 @@ def test_chat_completions(client: httpx.Client, recommender: Recommender):
     assert deltas[-1]["finish_reason"] == "stop" and deltas[-1]["delta"]["lavic"] == choice["message"]["lavic"]
     assert client.get("/v1/models").json()["data"][0]["id"] == "lavic"
     assert client.post("/v1/chat/completions", json={"messages": []}).status_code == 422
+
+
+def test_a_model_name_that_utf8_cannot_encode_is_answered(client: httpx.Client):
+    body = '{"messages": [{"role": "user", "content": "a mug"}], "model": "a\\ud800", "k": 1, "stream": %s}'
+    for stream in ("false", "true"):
+        answer = client.post(
+            "/v1/chat/completions", content=body % stream, headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code == 200 and '"model":"a?"' in answer.text.replace(" ", "")
+
+
+def test_an_unexpected_failure_closes_the_connection():
+    """As uvicorn does: a client must not send its next request there."""
+    app = FastAPI()
+    add_error_handlers(app)
+
+    @app.get("/")
+    def fail() -> None:
+        raise RuntimeError("secret")
+
+    answer = TestClient(app, raise_server_exceptions=False).get("/")
+    assert answer.status_code == 500 and answer.headers["Connection"] == "close" and "secret" not in answer.text
 
 
 def test_probes_metrics_and_api_page(client: httpx.Client):

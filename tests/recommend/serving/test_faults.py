@@ -22,6 +22,12 @@ from .conftest import Server, serve
 pytestmark = pytest.mark.slow
 
 
+CHUNKED = (
+    b"POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+
+
 def request_body(assets: Assets, number: int) -> dict:
     conversation = assets.conversations[number]
     return {"conversation": conversation.turns[0].text, "candidates": list(conversation.candidates[KEY])}
@@ -120,6 +126,46 @@ def test_incomplete_request_headers_close_the_connection(slow_batches: Server):
     with socket.create_connection(("127.0.0.1", slow_batches.port)) as connection:
         connection.sendall(b"POST /v1/recommend HTTP/1.1\r\nHost: loc")
         assert read_answer(connection) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("start", "piece"),
+    [
+        (b"GET /", b"a" * 8192),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n", b"X-A: " + b"a" * 8192 + b"\r\n"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: ", b"a" * 8192),
+        (CHUNKED + b"2\r\n{}\r\n0\r\n", b"X-A: " + b"a" * 8192 + b"\r\n"),
+        (CHUNKED + b"2;", b"a" * 8192),
+    ],
+    ids=["path", "headers", "header", "trailers", "extension"],
+)
+def test_a_too_large_head_closes_the_connection(slow_batches: Server, start: bytes, piece: bytes):
+    """httptools keeps what is no body in memory, whatever its size."""
+    sent = 0
+    with socket.create_connection(("127.0.0.1", slow_batches.port)) as connection:
+        connection.settimeout(120)
+        try:
+            connection.sendall(start)
+            while sent < 64 << 20:
+                connection.sendall(piece)
+                sent += len(piece)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        status, _ = read_answer(connection)
+    assert sent < 64 << 20 and status in (400, 0)  # what was sent after the answer may hide it
+    with slow_batches.client() as client:
+        assert client.get("/healthz").status_code == 200
+
+
+def test_a_large_body_in_many_pieces_is_no_head(assets: Assets, slow_batches: Server):
+    body = json.dumps({**request_body(assets, 0), "exclude": ["x" * 300] * 900}).encode()
+    with socket.create_connection(("127.0.0.1", slow_batches.port)) as connection:
+        connection.sendall(CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        for first in range(0, len(body), 1000):
+            piece = body[first : first + 1000]
+            connection.sendall(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        connection.sendall(b"0\r\n\r\n")
+        assert read_answer(connection)[0] == 200
 
 
 @pytest.mark.parametrize("declared", [True, False])

@@ -169,6 +169,7 @@ def test_markup_in_titles_is_escaped(browser, tmp_path):
         for _ in HOSTILE:  # through turns, labels, the dialog
             reader.click(".card:first-child .title")
             reader.press(Keys.ESCAPE)
+            assert browser.overflow() == 0
             reader.click(".card:first-child .dislike")
         assert reader.texts("#nothing") != [""]
         assert len(reader.all(".turn")) == len(HOSTILE) + 1

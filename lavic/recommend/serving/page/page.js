@@ -4,7 +4,7 @@
 const SHOWN = 10; // products that are asked for
 const EXAMPLE = "A red striped mug";
 const ATTEMPTS = 3; // to ask a busy server before the reader has to
-const LONGEST_TITLE = 160; // characters of a title in a turn
+const LONGEST_TITLE = 160; // characters of a title in a sentence
 const METHODS = {
   bm25: "words in common",
   dense: "similar meaning",
@@ -183,7 +183,7 @@ function showItems() {
 function summary() {
   if (!items.length) return "No product";
   const count = items.length === 1 ? "1 product" : `${items.length} products`;
-  return `${count}, the best: ${items[0].title || items[0].id}`;
+  return `${count}, the best: ${(items[0].title || items[0].id).slice(0, LONGEST_TITLE)}`;
 }
 
 function card(item) {
