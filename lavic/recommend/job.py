@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from lavic.recommend.candidates import Scores
 
 
+_CUT_TITLE = 1000
+"""Characters of a title that are shown, at most, where two titles do not fit into a prompt."""
+
+
 @dataclass
 class Job:
     """A query with its candidates, as far as they are ranked."""
@@ -24,18 +28,27 @@ class Job:
     query: CheckedQuery
     tournament: Tournament
     scores: Scores
+    max_title: int | None = None
+    """See `Request`."""
 
     def encode(self, ranker: Ranker) -> list[EncodedRequest]:
-        """The prompts of its groups. Retrieved candidates whose prompt is too long are ranked in smaller groups: the
-        client did not choose them."""
+        """The prompts of its groups. Retrieved candidates whose prompt is too long are ranked in smaller groups, then
+        with shorter titles: the client did not choose them."""
         while True:
             try:
                 return [
-                    ranker.encode(Request(conversation=self.query.conversation, candidates=group))
+                    ranker.encode(
+                        Request(conversation=self.query.conversation, candidates=group, max_title=self.max_title)
+                    )
                     for group in self.tournament.groups
                 ]
             except LavicError:
-                if self.query.candidates is not None or not self.tournament.halve():
+                if self.query.candidates is not None:
+                    raise
+                if self.tournament.halve():
+                    continue
+                self.max_title = _CUT_TITLE if self.max_title is None else self.max_title // 2
+                if not self.max_title:
                     raise
 
     def result(self, store: ItemStore) -> Recommendation:

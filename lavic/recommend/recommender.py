@@ -243,10 +243,10 @@ def _ids(ids: Collection[str], part: str) -> list[str]:
     Raises:
         DataError: They are something else.
     """
-    listed = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else [None]
-    if not all(isinstance(item, str) for item in listed):
+    items = list(ids) if isinstance(ids, Iterable) and not isinstance(ids, str) else None
+    if items is None or not all(isinstance(item, str) for item in items):
         raise DataError(f"{part}: {ids!r:.80} is not a list of item ids as text")
-    return listed
+    return items
 
 
 def _open_search(

@@ -152,15 +152,16 @@ def test_a_failed_query_does_not_affect_the_others(assets: Assets, recommender: 
         recommender.recommend_batch(batch)
 
 
+@pytest.mark.parametrize("share", [4, 1])
 def test_retrieved_candidates_with_long_titles_are_ranked_in_smaller_groups(
-    assets: Assets, recommender: Recommender, monkeypatch: pytest.MonkeyPatch
+    assets: Assets, recommender: Recommender, monkeypatch: pytest.MonkeyPatch, share: int
 ):
-    """Only a list that the caller gave is refused."""
+    """Only a list that the caller gave is refused. Of titles that are longer than a prompt the beginning is shown."""
     long_titled = recommender.store.ids[:6]
     title = recommender.store.title
     limit = recommender.ranker.bundle.info.max_length
     monkeypatch.setattr(
-        type(recommender.store), "title", lambda self, id: "mug " * (limit // 4) if id in long_titled else title(id)
+        type(recommender.store), "title", lambda self, id: "mug " * (limit // share) if id in long_titled else title(id)
     )
     retrieved = Candidates(ids=tuple(long_titled), scores={"bm25": dict.fromkeys(long_titled, 1.0)})
     search = SimpleNamespace(

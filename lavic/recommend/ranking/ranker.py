@@ -124,7 +124,9 @@ class Ranker:
             )
         texts, tokens_of = request.texts or {}, request.tokens_of or {}
         token_source = self.tokens if request.texts is None else None
-        prompt_candidates = [prompts.Candidate(item, self.store.title(item), texts.get(item)) for item in candidates]
+        prompt_candidates = [
+            prompts.Candidate(item, self.store.title(item)[: request.max_title], texts.get(item)) for item in candidates
+        ]
         none = self.bundle.info.none
         targets = [self._target(item) for item in (*candidates, *([prompts.NONE] if none else []))]
         prompt = self.encoder.recommendation(

@@ -19,6 +19,8 @@ class Request:
     """Candidate -> the item whose tokens follow its title; None: its own. For the shuffled control."""
     texts: Mapping[str, str] | None = None
     """Candidate -> text that replaces its tokens. For the control that reads the photo as text."""
+    max_title: int | None = None
+    """Characters of a title that are shown; None: all."""
 
 
 @dataclass(frozen=True)
