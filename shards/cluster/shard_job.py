@@ -49,7 +49,7 @@ def make_shards(
         LavicError: The folder cannot be written to, or another crawl has taken it over.
     """
     digests = plan.digests
-    rows = [shard_row(n, plan.shard(n).name, digests[n], refresh) for n in todo]
+    rows = [shard_row(n, plan.shard(n).name, digests[n], plan.digested_settings(n), refresh) for n in todo]
     left = plan.counts.photos - sum(sum(counts.values()) for counts in settled)
     if uses_ray(settings.executor, settings.ray, large=left > MAX_LOCAL_PHOTOS):
         from lavic.shards.cluster.ray_job import on_ray

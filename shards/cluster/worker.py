@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from lavic.errors import ConfigError
+from lavic.errors import ConfigError, DataError
 from lavic.shards.crawl_settings import CrawlSettings
 from lavic.shards.pack.output_lock import Superseded, check_owner
 from lavic.shards.pack.seal import pack_seal
@@ -25,12 +25,13 @@ _DEFER_FACTOR = 4
 """At the next attempt at such a shard it waits so many times longer."""
 
 
-def shard_row(number: int, shard: str, digest: str, refresh: str) -> Row:
-    """What a worker needs to know about a shard."""
+def shard_row(number: int, shard: str, digest: str, settings: str, refresh: str) -> Row:
+    """What a worker needs to know about a shard; `settings` are `Plan.digested_settings`."""
     return {
         "number": number,
         "shard": shard,
         "digest": digest,
+        "settings": settings,
         "refresh": refresh,
         "defer_after": _DEFER_AFTER_S,
         "deferred": False,
@@ -57,7 +58,7 @@ class ShardJob:
 def make_shard(row: Row, settings: CrawlSettings, owner: str, coordinator: CoordinatorHandle, report: Report) -> Row:
     """Make one shard, or defer it if it only waits for slow hosts: then `left` photos are missing.
 
-    An error of the output folder is returned in `error`, and the driver raises it.
+    An error of the output folder, or of the plan in it, is returned in `error`, and the driver raises it.
     """
     _freeze()
     folder = as_path(settings.out)
@@ -70,6 +71,7 @@ def make_shard(row: Row, settings: CrawlSettings, owner: str, coordinator: Coord
             settings.photo,
             # What was retried before the shard was deferred is not retried again.
             () if row["deferred"] else settings.retry,
+            plan_settings=row["settings"],
             coordinator=coordinator,
             refresh=row["refresh"],
             report=report,
@@ -77,7 +79,7 @@ def make_shard(row: Row, settings: CrawlSettings, owner: str, coordinator: Coord
             defer_after=row["defer_after"],
         )
         return {**made, "seal": pack_seal(seal), "left": seal.left}
-    except (Superseded, ConfigError) as error:
+    except (Superseded, ConfigError, DataError) as error:
         return {**made, "error": str(error)}
     except storage_errors() as error:
         return {**made, "error": str(not_writable(folder, error))}

@@ -54,6 +54,7 @@ def pack_shard(
     photo: PhotoSettings,
     retry: Collection[str] = (),
     *,
+    plan_settings: str = "",
     refresh: str = "",
     coordinator: CoordinatorHandle | None = None,
     report: Report | None = None,
@@ -68,6 +69,7 @@ def pack_shard(
         fetch: How to fetch.
         photo: Which photos to accept.
         retry: Kinds of failure to retry; other failures in the ledger are kept.
+        plan_settings: `Plan.digested_settings`, by which the file of tasks is compared with the digest.
         refresh: Name of the refresh, if stored photos are to be requested again.
         coordinator: Of the crawl's rate limits; by default the limits hold for this shard alone.
         report: Called periodically with the progress.
@@ -77,9 +79,10 @@ def pack_shard(
 
     Raises:
         OSError: The folder cannot be written to.
+        DataError: The file of tasks is not the one that was planned; the shard stays as it is.
     """
     began = time.time()
-    tasks = read_tasks(shard)
+    tasks = read_tasks(shard, plan, plan_settings)
     # From here on the shard is incomplete until it is sealed again.
     seal_path(shard).unlink(missing_ok=True)
     ledger = _Ledger(report)

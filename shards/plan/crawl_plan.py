@@ -95,11 +95,41 @@ class Plan:
         """The path of a shard."""
         return self.folder / shard_name(self.settings["set"], self.settings["split"], number)
 
+    def digested_settings(self, number: int) -> str:
+        """The settings in a shard's digest, as JSON; empty for earlier generations, which may be of older versions."""
+        last = number >= len(self.digests) - len(self.generations[-1].shards)
+        return json.dumps(self.settings, sort_keys=True) if last else ""
 
-def read_tasks(shard: Path) -> list[PhotoTask]:
-    """The photos planned for a shard, in order."""
-    with tasks_path(shard).open("rb") as lines:
-        return [read_task(line) for line in lines]
+    def tasks(self, number: int) -> list[PhotoTask]:
+        """The photos planned for a shard, in order. Raises DataError as `read_tasks`."""
+        return read_tasks(self.shard(number), self.digests[number], self.digested_settings(number))
+
+
+def read_tasks(shard: Path, digest: str = "", settings: str = "") -> list[PhotoTask]:
+    """The photos planned for a shard, in order.
+
+    Args:
+        shard: The path of its tar.
+        digest: In the plan.
+        settings: `Plan.digested_settings`; if they are empty, the digest is not compared.
+
+    Raises:
+        DataError: The file is missing, or is not the one that was planned.
+    """
+    path = tasks_path(shard)
+    try:
+        data = path.read_bytes()
+        if settings and hashlib.sha256(settings.encode() + data).hexdigest() != digest:
+            raise ValueError("it has changed")
+        return [read_task(line) for line in data.splitlines(keepends=True)]
+    except FileNotFoundError:
+        problem = "is missing"
+    except (ValueError, TypeError) as error:
+        problem = f"is not the file that was planned ({error})"
+    raise DataError(
+        f"{path} {problem}: restore it, or remove {path.parent} and run the crawl again with the same catalogue and "
+        "settings; it keeps shards for which that makes the same plan"
+    )
 
 
 def make_plan(
@@ -204,8 +234,7 @@ def _existing_items(plan: Plan | None) -> ExistingItems:
     """The items of a plan."""
     if plan is None:
         return ExistingItems()
-    shards = map(plan.shard, range(len(plan.digests)))
-    planned = (b"".join({hash64(task.item_id) for task in read_tasks(shard)}) for shard in shards)
+    planned = (b"".join({hash64(task.item_id) for task in plan.tasks(n)}) for n in range(len(plan.digests)))
     photoless = (_photoless_path(plan.folder, number) for number in range(len(plan.generations)))
     # Generations without such items, and those of older versions, have no file.
     return ExistingItems(planned, (path.read_bytes() for path in photoless if path.exists()))

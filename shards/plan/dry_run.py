@@ -13,7 +13,8 @@ from lavic.shards.crawl_settings import CrawlSettings
 from lavic.shards.pack.host_failures import host_of
 from lavic.shards.pack.outcomes import ALWAYS_RETRIED, read_ledger
 from lavic.shards.pack.seal import Seal
-from lavic.shards.plan.crawl_plan import FOLDER, Plan, load_plan, read_tasks
+from lavic.shards.plan.crawl_plan import FOLDER, Plan, load_plan
+from lavic.shards.plan.photo_tasks import PhotoTask
 from lavic.storage.paths import as_path, file_sizes
 from lavic.tracking.progress import ProgressBar
 
@@ -45,7 +46,7 @@ def dry_run(
             if seal is not None and not any(map(seal.outcomes.get, retried)):
                 continue
             shards += 1
-            links = _links(plan.shard(number), plan_in_folder.shard(number), seal, retried)
+            links = _links(plan.tasks(number), plan_in_folder.shard(number), seal, retried)
             photos += len(links)
             requests.update(host_of(link) for link in links if link)
         print(_report(settings, plan, shards, photos, requests))
@@ -69,9 +70,8 @@ def _planned(folder: Path, extend: bool, plan_in: Callable[[Path], Plan]) -> Ite
         yield plan
 
 
-def _links(planned: Path, shard: Path, seal: Seal | None, retried: Collection[str]) -> list[str]:
+def _links(tasks: list[PhotoTask], shard: Path, seal: Seal | None, retried: Collection[str]) -> list[str]:
     """The links of a shard's photos to fetch; empty for one that is fetched with another."""
-    tasks = read_tasks(planned)
     if seal is not None:
         wanted = {row.key for row in read_ledger(shard) if row.kind in retried}
         tasks = [task for task in tasks if task.key in wanted]

@@ -11,12 +11,13 @@ import pytest
 
 from lavic.data.ledger import ledger_path
 from lavic.data.tar_shards import index_path, read_samples
+from lavic.errors import DataError
 from lavic.shards.http.fetch_settings import FetchSettings
 from lavic.shards.image.normalize import PhotoSettings
 from lavic.shards.pack.outcomes import KINDS, advice, outcome_table, read_ledger
 from lavic.shards.pack.seal import read_seal, seal_path
 from lavic.shards.pack.shard_writer import pack_shard
-from lavic.shards.plan.crawl_plan import Plan, make_plan, read_tasks
+from lavic.shards.plan.crawl_plan import Plan, make_plan, read_tasks, tasks_path
 from lavic.shards.plan.photo_tasks import PlanSettings
 from lavic.storage.paths import file_sizes
 
@@ -56,6 +57,18 @@ def plan_of(catalogue: Path, out: Path) -> Plan:
 
 def bytes_of(shard: Path) -> tuple[bytes, bytes]:
     return shard.read_bytes(), index_path(shard).read_bytes()
+
+
+def test_a_shard_whose_file_of_tasks_was_cut_stays_as_it_is(tmp_path: Path, catalogue: Callable[..., Path]) -> None:
+    plan = plan_of(catalogue("plain.jpg", "rotated.jpg"), tmp_path / "out")
+    shard, settings = plan.shard(0), plan.digested_settings(0)
+    seal = pack_shard(shard, plan.digests[0], FETCH, PHOTO, plan_settings=settings)
+    before = bytes_of(shard)
+    tasks = tasks_path(shard)
+    tasks.write_bytes(tasks.read_bytes().splitlines(keepends=True)[0])
+    with pytest.raises(DataError, match="not the file that was planned"):
+        pack_shard(shard, plan.digests[0], FETCH, PHOTO, ("gone",), plan_settings=settings)
+    assert bytes_of(shard) == before and read_seal(shard, plan.digests[0], file_sizes(plan.folder)) == seal
 
 
 def test_every_photo_has_its_row_and_good_ones_are_undisturbed(tmp_path: Path, catalogue: Callable[..., Path]) -> None:

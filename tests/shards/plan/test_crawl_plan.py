@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from lavic.errors import ConfigError, DataError
 from lavic.shards.image.normalize import PhotoSettings
-from lavic.shards.plan.crawl_plan import load_plan, make_plan, read_tasks
+from lavic.shards.plan.crawl_plan import load_plan, make_plan, read_tasks, tasks_path
 from tests.shards.plan.plan_files import (
     SETTINGS,
     planned_keys,
@@ -87,10 +88,13 @@ def test_a_new_settings_default_does_not_change_an_old_plan(tmp_path: Path) -> N
     body = json.loads(path.read_text())
     for name in ("duplicates", "splits", "text", "photo.max_pixels"):
         del body["settings"][name]
+    digested = json.dumps(body["settings"], sort_keys=True).encode() + tasks_path(plan.shard(0)).read_bytes()
+    body["generations"][0]["shards"] = [hashlib.sha256(digested).hexdigest()]
     path.write_text(json.dumps(body))
-    assert make_plan(items, tmp_path / "out", current).digest == plan.digest
+    old = make_plan(items, tmp_path / "out", current)
+    assert old.digests == body["generations"][0]["shards"] and len(old.tasks(0)) == 2
     extended = make_plan(write_items(tmp_path / "c.json", {"B9": 1}), tmp_path / "out", current, extend=True)
-    assert len(extended.digests) == 2
+    assert len(extended.digests) == 2 and [len(extended.tasks(n)) for n in range(2)] == [2, 1]
     path.write_text(json.dumps(body))
     for other in (replace(current, duplicates="referenced"), replace(current, photo={**photo, "max_pixels": 7})):
         with pytest.raises(ConfigError, match=r"--(duplicates was stored|photo.max-pixels was \d+) and is"):
@@ -104,6 +108,30 @@ def test_an_incomplete_plan_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "out/plan/cups-train-000001.jsonl").write_text("half a li")
     assert load_plan(tmp_path / "out") is None
     assert make_plan(items, tmp_path / "out", SETTINGS) == plan and len(read_tasks(plan.shard(1))) == 4
+
+
+@pytest.mark.parametrize("damage", ["cut at a line", "cut within a line", "edited", "missing"])
+def test_a_changed_file_of_tasks_is_refused(tmp_path: Path, damage: str) -> None:
+    items = write_items(tmp_path / "c.json", {f"B{n}": 1 for n in range(9)})
+    make_plan(items, tmp_path / "out", SETTINGS)
+    path = tmp_path / "out/plan/cups-train-000001.jsonl"
+    data = path.read_bytes()
+    changed = {
+        "cut at a line": data[: data.index(b"\n") + 1],
+        "cut within a line": data[:-9],
+        "edited": data.replace(b"http://x/B5", b"http://x/B6"),
+    }
+    path.unlink()
+    if damage in changed:
+        path.write_bytes(changed[damage])
+    plan = load_plan(tmp_path / "out")
+    assert plan and len(plan.tasks(0)) == 4
+    with pytest.raises(DataError, match=r"plan/cups-train-000001\.jsonl (is missing|is not the file that was planned)"):
+        plan.tasks(1)
+    # An extension would plan the photos that the file lacks again.
+    write_items(tmp_path / "c.json", {f"B{n}": 1 for n in range(12)})
+    with pytest.raises(DataError, match="cups-train-000001"):
+        make_plan(items, tmp_path / "out", SETTINGS, extend=True)
 
 
 def test_an_extended_set_counts_every_item_and_record_once(tmp_path: Path) -> None:

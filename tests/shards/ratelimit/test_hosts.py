@@ -180,7 +180,7 @@ def test_one_slow_host_holds_up_no_shard_of_another(
 
 
 def test_shards_that_are_left_are_made_when_the_others_are_and_waited_for_longer_each_time() -> None:
-    rows = [worker.shard_row(number, f"{number}.tar", "", "") for number in range(5)]
+    rows = [worker.shard_row(number, f"{number}.tar", "", "", "") for number in range(5)]
     rounds = []
 
     def make(rows: Any) -> Any:
