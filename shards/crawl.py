@@ -151,31 +151,31 @@ def _crawl(folder: Path, settings: CrawlSettings, owner: str, began: float) -> M
     seals = _seals(plan)
     refresh = begin_refresh(folder) if settings.refresh else ""
     retried = [_retried(seal, settings.retry, refresh) for seal in seals]
-    todo = [n for n, seal in enumerate(seals) if seal is None or any(map(seal.outcomes.get, retried[n]))]
+    to_make = [n for n, seal in enumerate(seals) if seal is None or any(map(seal.outcomes.get, retried[n]))]
     settled = [_settled(seal, kinds) for seal, kinds in zip(seals, retried, strict=True)]
-    if todo:
+    if to_make:
         # A set that is being changed is not complete.
         (folder / NAME).unlink(missing_ok=True)
-        if len(todo) < len(seals):
-            log.info("%d of %d shards are complete already", len(seals) - len(todo), len(seals))
+        if len(to_make) < len(seals):
+            log.info("%d of %d shards are complete already", len(seals) - len(to_make), len(seals))
         with _tracker(folder, settings) as tracker:
             tracker.start("crawl", flatten(settings), {"plan": plan.digest})
-            for number, seal in make_shards(plan, todo, settled, settings, owner, tracker, refresh):
+            for number, seal in make_shards(plan, to_make, settled, settings, owner, tracker, refresh):
                 seals[number] = seal
     else:
         log.info("every shard is complete already; nothing to fetch")
     complete = [seal for seal in seals if seal is not None]
     assert len(complete) == len(seals), "a shard was not made"
     if settings.duplicates == "referenced":
-        if todo:
+        if to_make:
             log.info("searching photos with the same bytes")
         complete = deduplicate(plan, complete)
     private = settings.fetch.allow_private
     manifest = finalize_set(plan, complete, settings.min_success, allow_private=private)
     end_refresh(folder)
-    made = [complete[number] for number in todo]
-    requested = sum(seal.photos for seal in made) - sum(sum(settled[number].values()) for number in todo)
-    print_report(manifest, complete, made, requested, time.monotonic() - began, allow_private=private)
+    new_seals = [complete[number] for number in to_make]
+    requested = sum(seal.photos for seal in new_seals) - sum(sum(settled[number].values()) for number in to_make)
+    print_report(manifest, complete, new_seals, requested, time.monotonic() - began, allow_private=private)
     if settings.near_duplicates:
         print(report_near_duplicates(manifest))
     return manifest
@@ -204,9 +204,9 @@ def _plan(folder: Path, settings: CrawlSettings) -> Plan:
         f"records that cannot be read (see {REJECTED})": counts.rejected,
         "ids not in the catalogue": counts.ids_missing,
     }
-    more = "".join(f"; {count:,} {what}" for what, count in notes.items() if count)
+    suffix = "".join(f"; {count:,} {note}" for note, count in notes.items() if count)
     total = (counts.photos, counts.items, len(plan.digests))
-    log.info("planned %s photos of %s items in %s shards%s", *(f"{n:,}" for n in total), more)
+    log.info("planned %s photos of %s items in %s shards%s", *(f"{n:,}" for n in total), suffix)
     return plan
 
 

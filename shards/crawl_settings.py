@@ -129,7 +129,7 @@ class CrawlSettings:
     @property
     def named_columns(self) -> dict[str, str]:
         """Name of each column by its content; empty for catalogues."""
-        return {what: name for what, _, name in (word.partition("=") for word in self.columns)}
+        return {field: name for field, _, name in (word.partition("=") for word in self.columns)}
 
     @property
     def shares(self) -> dict[str, float]:

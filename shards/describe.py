@@ -191,17 +191,17 @@ def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: Distribut
     own_shards = range(world.rank, len(shards), world.size)
     question = read_question(chosen.prompt_file) if chosen.prompt_file else None
     origin = _origin(chosen, question)
-    todo = [n for n in own_shards if not _described(data, n, chosen, origin)]
+    to_describe = [n for n in own_shards if not _described(data, n, chosen, origin)]
     if world.is_main:
         print(
-            f"{data.manifest.samples} photos in {len(shards)} shards; {len(todo)} of rank 0's {len(own_shards)} to "
-            "describe"
+            f"{data.manifest.samples} photos in {len(shards)} shards; {len(to_describe)} of rank 0's {len(own_shards)} "
+            "to describe"
         )
     tally = Tally()
-    if todo:
+    if to_describe:
         with StopRequest() as stop, _teacher(chosen, world, origin, question, tally, stop) as teacher:
-            for position, n in enumerate(todo):
-                data.read_ahead(data.bounds[todo[position : position + 3]])
+            for position, n in enumerate(to_describe):
+                data.read_ahead(data.bounds[to_describe[position : position + 3]])
                 describe_shard(
                     data,
                     n,
@@ -213,7 +213,7 @@ def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: Distribut
                 )
         print(tally.summary(), flush=True)
     if chosen.page is not None and world.is_main:
-        write_page(chosen.page, data, chosen.examples, tally if todo else None)
+        write_page(chosen.page, data, chosen.examples, tally if to_describe else None)
         print(chosen.page)
     return tally.exit_code
 

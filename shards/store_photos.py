@@ -100,16 +100,16 @@ def _build(sets: Sequence[ShardDataset], settings: Mapping[str, Any], writer: Ar
     """Adds the columns."""
     indexes, duplicates = writer.column("indexes", "<u4"), writer.column("duplicates", "<i4")
     ends, names = writer.column("ends", "<i8"), writer.column("names", "u1", _NAME_BYTES)
-    for data, (samples, others) in zip(sets, _first_photos(sets), strict=True):
+    for data, (first_samples, first_duplicates) in zip(sets, _first_photos(sets), strict=True):
         index, bounds = data.index, data.bounds
-        rows = np.flatnonzero(others)
+        rows = np.flatnonzero(first_duplicates)
         rows = rows[np.argsort(index.originals[rows], kind="stable")]
         originals = index.originals[rows]
         for number, shard in enumerate(data.manifest.shards):
             start, end = bounds[number : number + 2].tolist()
             low, high = np.searchsorted(originals, (start, end)).tolist()
             keys = index.keys[start:end]
-            photos = [(start + row, keys[row], -1) for row in np.flatnonzero(samples[start:end]).tolist()]
+            photos = [(start + row, keys[row], -1) for row in np.flatnonzero(first_samples[start:end]).tolist()]
             photos += [(int(index.originals[row]), index.duplicate_keys[row], row) for row in rows[low:high].tolist()]
             photos.sort()
             indexes.append(np.array([row for row, _, _ in photos]))

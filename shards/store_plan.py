@@ -89,15 +89,15 @@ class StorePlan:
             DataError: The store has other settings or is of another catalogue, or the folder has other content.
         """
         plan = read_plan(self.out)
-        what = "an item store" if (self.out / "manifest.json").is_file() else "an unfinished item store"
+        store = "an item store" if (self.out / "manifest.json").is_file() else "an unfinished item store"
         if not plan:
             if any(not entry.name.startswith(".") for entry in self.out.iterdir()):
                 raise DataError(f"{self.out}: not empty, and not an item store: use another --out, or remove it")
         elif changed := [key for key, value in self.settings.items() if plan.get(key, value) != value]:
             names = ", ".join(_NAMES.get(key, key) for key in changed)
-            raise DataError(f"{self.out}: {what} made with another {names}: use another --out, or remove it")
+            raise DataError(f"{self.out}: {store} made with another {names}: use another --out, or remove it")
         elif not self.is_complete():
-            self._check_catalogue(what)
+            self._check_catalogue(store)
         if not self.is_complete():
             atomic_write(self.out / FILE, json.dumps(self.settings))
 
@@ -138,7 +138,7 @@ class StorePlan:
             parts = [json.loads(file.read_text("utf-8")) for file in self.out.glob("part-*.json")]
         yield from ((part["name"], part["items"]) for part in parts)
 
-    def _check_catalogue(self, what: str) -> None:
+    def _check_catalogue(self, store: str) -> None:
         """Raises DataError if too many items of the store are missing in the sets."""
         parts, names = dict(self._existing_parts()), set(self.names)
         # Parts of this plan have no missing items.
@@ -152,7 +152,7 @@ class StorePlan:
         if missing.sum() > MAX_LOST * total:
             first = min(id for path in old for id in _missing_items(path, items, missing))
             raise DataError(
-                f"{self.out}: {what} of another catalogue: {missing.sum():,} of its {total:,} items are not in the "
+                f"{self.out}: {store} of another catalogue: {missing.sum():,} of its {total:,} items are not in the "
                 f"sets (first: {first}): use another --out, or remove it"
             )
 

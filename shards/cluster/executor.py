@@ -35,11 +35,11 @@ def uses_ray(executor: Executor, ray: RaySettings, *, large: bool = False) -> bo
 
 
 @contextmanager
-def stop_on_signal(kept: str) -> Iterator[None]:
+def stop_on_signal(finished: str) -> Iterator[None]:
     """Stop the job at a scheduler's signal (SIGUSR1).
 
     Raises:
-        Stopped: The signal came; `kept` says what the next run need not do again.
+        Stopped: The signal came; `finished` says what the next run need not do again.
     """
     stopped = False
 
@@ -56,5 +56,5 @@ def stop_on_signal(kept: str) -> Iterator[None]:
             yield
     except KeyboardInterrupt:
         if stopped:
-            raise Stopped(f"stopped on request; {kept} are kept; run the same command again to continue") from None
+            raise Stopped(f"stopped on request; {finished} are kept; run the same command again to continue") from None
         raise

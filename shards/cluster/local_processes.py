@@ -104,26 +104,26 @@ class _Pool:
                 if not self._todo:
                     # There is nothing else to do.
                     row = {**row, "defer_after": math.inf}
-                made = None
+                result = None
                 for _ in range(_ATTEMPTS):
                     worker = worker or _Worker(self._coordinator, self.reports, self._settings, self._owner)
-                    made = await worker.make(row)
-                    if made is not None:
+                    result = await worker.make(row)
+                    if result is not None:
                         break
                     if worker.caller:
                         # Its connections are free at once, not only after the timeout.
                         await self._coordinator.remove_worker(worker.caller)
-                    end, worker = worker.stop(), None
-                    log.warning("%s: its worker died (%s); another one rebuilds it", row["shard"], end)
+                    exit_reason, worker = worker.stop(), None
+                    log.warning("%s: its worker died (%s); another one rebuilds it", row["shard"], exit_reason)
                 else:
                     raise LavicError(
-                        f"{row['shard']}: {_ATTEMPTS} workers died while they made it, the last with {end}; if "
+                        f"{row['shard']}: {_ATTEMPTS} workers died while they made it, the last with {exit_reason}; if "
                         "memory is short, use fewer --ray.workers or a lower --fetch.concurrency"
                     )
-                if made["left"]:
+                if result["left"]:
                     self._todo.append(deferred_row(row))
                 else:
-                    self._made.put(made)
+                    self._made.put(result)
         except Exception as error:
             self._made.put(error)
         finally:
@@ -149,10 +149,10 @@ class _Worker:
         """Make a shard; None if the worker dies."""
         with contextlib.suppress(OSError):
             self._pipe.send(row)
-        made = await self._made.get()
-        if isinstance(made, Exception):
-            raise made
-        return made
+        result = await self._made.get()
+        if isinstance(result, Exception):
+            raise result
+        return result
 
     def stop(self) -> str:
         """Kill the process; returns how it ended."""
@@ -165,19 +165,19 @@ class _Worker:
 
     def _read(self) -> None:
         try:
-            kind, *rest = self._pipe.recv()
+            kind, *payload = self._pipe.recv()
         except (EOFError, OSError):
             self._loop.remove_reader(self._pipe.fileno())
             self._made.put_nowait(None)
             return
         if kind == "call":
-            call = self._loop.create_task(self._reply(*rest))
+            call = self._loop.create_task(self._reply(*payload))
             self._calls.add(call)
             call.add_done_callback(self._calls.discard)
         elif kind == "report":
-            self._reports.put(*rest)
+            self._reports.put(*payload)
         else:
-            self._made.put_nowait(rest[0] if kind == "made" else RuntimeError(f"a worker failed\n{rest[0]}"))
+            self._made.put_nowait(payload[0] if kind == "made" else RuntimeError(f"a worker failed\n{payload[0]}"))
 
     async def _reply(self, number: int, method: str, args: tuple[Any, ...]) -> None:
         if method in ("sync", "wait_for_change"):

@@ -142,5 +142,5 @@ class CrawlProgress:
         if not (hosts := dict(self._waits())):
             return []
         host, reason = next(iter(hosts.items()))
-        others = f" and {len(hosts) - 1:,} more hosts" if len(hosts) > 1 else ""
-        return [f"waiting for {host} ({reason[:_MAX_REASON]}){others}"]
+        suffix = f" and {len(hosts) - 1:,} more hosts" if len(hosts) > 1 else ""
+        return [f"waiting for {host} ({reason[:_MAX_REASON]}){suffix}"]

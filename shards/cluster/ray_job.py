@@ -55,13 +55,13 @@ def _rounds(rows: Sequence[Row], workers: int, make: Callable[[Sequence[Row]], I
         if len(rows) <= workers:
             # Each has a worker, which nobody else needs.
             rows = [{**row, "defer_after": math.inf} for row in rows]
-        left = set()
-        for made in make(rows):
-            if made["left"]:
-                left.add(made["number"])
+        deferred = set()
+        for result in make(rows):
+            if result["left"]:
+                deferred.add(result["number"])
             else:
-                yield made
-        rows = [deferred_row(row) for row in rows if row["number"] in left]
+                yield result
+        rows = [deferred_row(row) for row in rows if row["number"] in deferred]
 
 
 def _portions(rows: Sequence[Row], workers: int) -> Iterator[Sequence[Row]]:
@@ -69,11 +69,11 @@ def _portions(rows: Sequence[Row], workers: int) -> Iterator[Sequence[Row]]:
 
     The last portions are single shards, so that no worker has several left when the others are done.
     """
-    at = 0
-    while at < len(rows):
-        size = max(1, min(_MAX_PORTION, (len(rows) - at) // (4 * workers)))
-        yield rows[at : at + size]
-        at += size
+    start = 0
+    while start < len(rows):
+        size = max(1, min(_MAX_PORTION, (len(rows) - start) // (4 * workers)))
+        yield rows[start : start + size]
+        start += size
 
 
 def _get(reference: Any) -> Any:

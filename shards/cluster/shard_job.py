@@ -24,7 +24,7 @@ MAX_LOCAL_PHOTOS = 20_000
 
 def make_shards(
     plan: Plan,
-    todo: Sequence[int],
+    to_make: Sequence[int],
     settled: Sequence[Mapping[str, int]],
     settings: CrawlSettings,
     owner: str,
@@ -35,7 +35,7 @@ def make_shards(
 
     Args:
         plan: Of the set.
-        todo: Numbers of the shards to make.
+        to_make: Numbers of the shards to make.
         settled: For every shard of the plan the photos by outcome that are not requested again.
         settings: Of the crawl.
         owner: Of the folder; once it has another one, no shard is put in place.
@@ -49,9 +49,9 @@ def make_shards(
         LavicError: The folder cannot be written to, or another crawl has taken it over.
     """
     digests = plan.digests
-    rows = [shard_row(n, plan.shard(n).name, digests[n], plan.digested_settings(n), refresh) for n in todo]
-    left = plan.counts.photos - sum(sum(counts.values()) for counts in settled)
-    if uses_ray(settings.executor, settings.ray, large=left > MAX_LOCAL_PHOTOS):
+    rows = [shard_row(n, plan.shard(n).name, digests[n], plan.digested_settings(n), refresh) for n in to_make]
+    num_photos = plan.counts.photos - sum(sum(counts.values()) for counts in settled)
+    if uses_ray(settings.executor, settings.ray, large=num_photos > MAX_LOCAL_PHOTOS):
         from lavic.shards.cluster.ray_job import on_ray
 
         start = on_ray

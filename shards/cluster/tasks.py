@@ -57,8 +57,8 @@ def _outcome(function: Callable[[Any], Any], task: Any) -> tuple[Any, str, bool]
     except LavicError as error:
         return None, str(error), True
     except OSError as error:  # a full disk, a file that is gone
-        place = f"{error.filename}: " if error.filename else ""
-        return None, f"{place}{error.strerror or error}; run the same command again when that is mended", False
+        location = f"{error.filename}: " if error.filename else ""
+        return None, f"{location}{error.strerror or error}; run the same command again when that is mended", False
     except Exception:
         return None, f"a worker failed\n{traceback.format_exc()}", False
 
@@ -86,7 +86,7 @@ def _local_results(
     function: Callable[[Any], Any], tasks: Sequence[Any], settings: RaySettings
 ) -> Iterator[tuple[Any, tuple[Any, str, bool]]]:
     results: SimpleQueue[tuple[Any, tuple[Any, str, bool]]] = SimpleQueue()
-    left = deque(tasks)
+    pending = deque(tasks)
     workers: list[WorkerProcess] = []
     count = min(settings.workers or settings.cpus or len(os.sched_getaffinity(0)), len(tasks))
     closing = threading.Event()
@@ -95,7 +95,7 @@ def _local_results(
         workers.append(worker := WorkerProcess(_work, function))
         with suppress(IndexError):
             while True:
-                task = left.popleft()
+                task = pending.popleft()
                 for _ in range(_ATTEMPTS):
                     outcome = _run(worker, task)
                     if outcome is not None:
@@ -121,7 +121,7 @@ def _local_results(
                 yield results.get()
         finally:
             closing.set()
-            left.clear()
+            pending.clear()
             for worker in workers:
                 worker.stop()
 

@@ -62,7 +62,7 @@ def make_shard(row: Row, settings: CrawlSettings, owner: str, coordinator: Coord
     """
     _freeze()
     folder = as_path(settings.out)
-    made = {"number": row["number"], "seal": "", "error": "", "left": 0}
+    result = {"number": row["number"], "seal": "", "error": "", "left": 0}
     try:
         seal = pack_shard(
             folder / row["shard"],
@@ -78,11 +78,11 @@ def make_shard(row: Row, settings: CrawlSettings, owner: str, coordinator: Coord
             before_publish=lambda: check_owner(folder, owner),
             defer_after=row["defer_after"],
         )
-        return {**made, "seal": pack_seal(seal), "left": seal.left}
+        return {**result, "seal": pack_seal(seal), "left": seal.left}
     except (Superseded, ConfigError, DataError) as error:
-        return {**made, "error": str(error)}
+        return {**result, "error": str(error)}
     except storage_errors() as error:
-        return {**made, "error": str(not_writable(folder, error))}
+        return {**result, "error": str(not_writable(folder, error))}
 
 
 @lru_cache(maxsize=1)

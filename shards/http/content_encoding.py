@@ -95,12 +95,12 @@ def _deflate(body: bytes, limit: int) -> bytes:
 def _inflate(body: bytes, bits: int, limit: int) -> tuple[bytes, bytes]:
     decoder = zlib.decompressobj(bits)
     try:
-        plain = decoder.decompress(body, limit)
+        decoded = decoder.decompress(body, limit)
     except zlib.error as error:
         raise CorruptBody(f"cannot be decompressed: {error}") from None
-    if len(plain) < limit and not decoder.eof:
+    if len(decoded) < limit and not decoder.eof:
         raise CorruptBody("the compressed response ended early")
-    return plain, decoder.unused_data
+    return decoded, decoder.unused_data
 
 
 def _brotli(body: bytes, limit: int) -> bytes:
@@ -110,16 +110,18 @@ def _brotli(body: bytes, limit: int) -> bytes:
         raise UnsupportedEncoding("install brotli to read it") from None
     decoder = brotli.Decompressor()
     try:
-        plain: bytes = decoder.process(body, output_buffer_limit=limit)
-        while len(plain) < limit and not decoder.is_finished() and (more := decoder.process(b"", limit - len(plain))):
-            plain += more
+        decoded: bytes = decoder.process(body, output_buffer_limit=limit)
+        while (
+            len(decoded) < limit and not decoder.is_finished() and (chunk := decoder.process(b"", limit - len(decoded)))
+        ):
+            decoded += chunk
     except TypeError:
         raise UnsupportedEncoding("this brotli cannot limit its output; update it") from None
     except brotli.error as error:
         raise CorruptBody(f"cannot be decompressed: {error}") from None
-    if len(plain) < limit and not decoder.is_finished():
+    if len(decoded) < limit and not decoder.is_finished():
         raise CorruptBody("the compressed response ended early")
-    return plain
+    return decoded
 
 
 def _zstd(body: bytes, limit: int) -> bytes:
@@ -129,12 +131,12 @@ def _zstd(body: bytes, limit: int) -> bytes:
         raise UnsupportedEncoding(str(error)) from None
     decoder = zstd.ZstdDecompressor()
     try:
-        plain: bytes = decoder.decompress(body, limit)
+        decoded: bytes = decoder.decompress(body, limit)
     except zstd.ZstdError as error:
         raise CorruptBody(f"cannot be decompressed: {error}") from None
-    if len(plain) < limit and not decoder.eof:
+    if len(decoded) < limit and not decoder.eof:
         raise CorruptBody("the compressed response ended early")
-    return plain
+    return decoded
 
 
 _DECODERS = {"gzip": _gzip, "deflate": _deflate, "br": _brotli, "zstd": _zstd}

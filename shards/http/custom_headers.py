@@ -53,15 +53,15 @@ class CustomHeaders:
         for number, line in lines:
             if not (line := line.strip()) or line.startswith("#"):
                 continue
-            where = f"--fetch.headers {path}:{number}"
+            location = f"--fetch.headers {path}:{number}"
             if section := _SECTION.fullmatch(line):
-                current = by_host.setdefault(_site(section[1], where), {})
+                current = by_host.setdefault(_site(section[1], location), {})
                 continue
             match = _LINE.fullmatch(line)
             if match is None or not match[2].isprintable():
-                raise ConfigError(f"{where}: not a header; write one `Name: value` on each line")
+                raise ConfigError(f"{location}: not a header; write one `Name: value` on each line")
             if match[1].lower() in _REFUSED:
-                raise ConfigError(f"{where}: {match[1]} is set by the crawl itself; remove the line")
+                raise ConfigError(f"{location}: {match[1]} is set by the crawl itself; remove the line")
             current[match[1]] = match[2]
         return cls(all_hosts, by_host)
 
@@ -78,10 +78,10 @@ class CustomHeaders:
         return {name: value for name, value in headers.items() if name.lower() in _PUBLIC}
 
 
-def _site(text: str, where: str) -> str:
+def _site(text: str, location: str) -> str:
     try:
         url = parse_url(f"http://{text}/")
     except BadUrl:
-        raise ConfigError(f"{where}: [{text[:80]}] is not a host") from None
+        raise ConfigError(f"{location}: [{text[:80]}] is not a host") from None
     host = url.raw_host or ""
     return host if re.fullmatch(r"[^:]*|\[.*\]", text) else f"{host}:{url.port}"

@@ -102,25 +102,27 @@ class Repair:
         headers = _headers(lines)
         codings = b",".join(value for name, value in headers if name.lower() == b"transfer-encoding").lower()
         lengths = [value for name, value in headers if name.lower() == b"content-length"]
-        kept = [pair for pair in headers if pair[0].lower() not in _FRAMING]
-        others = [word for word in map(bytes.strip, codings.split(b",")) if word not in (b"", b"identity", b"chunked")]
+        new_headers = [pair for pair in headers if pair[0].lower() not in _FRAMING]
+        other_codings = [
+            word for word in map(bytes.strip, codings.split(b",")) if word not in (b"", b"identity", b"chunked")
+        ]
         if b"chunked" in codings:
-            kept.append((b"Transfer-Encoding", b", ".join([*others, b"chunked"])))
+            new_headers.append((b"Transfer-Encoding", b", ".join([*other_codings, b"chunked"])))
             self._step = self._chunk_size
         elif lengths:
             length = lengths[-1].partition(b",")[0].strip().removeprefix(b"+")
             if not length.isdigit() or len(length) > 18:
                 raise NotHttp(f"Content-Length {lengths[-1][:40].decode('latin-1')!r}")
             self._remaining = int(length)
-            kept.append((b"Content-Length", length))
+            new_headers.append((b"Content-Length", length))
             self._step = self._fixed_length
         else:
             self._step = self._until_closed
         # Some gateways write HTTP/2 or later on a plain connection; it is framed like 1.1.
         version = b"HTTP/1.0" if status[1] == b"0" or (status[1], status[2]) == (b"1", b"0") else b"HTTP/1.1"
         first = b"%s %s %s" % (version, status[3], status[4].strip().translate(_UNSAFE)[:200])
-        kept.append((b"Connection", b"close"))
-        return b"".join([first, b"\r\n", *(b"%s: %s\r\n" % pair for pair in kept), b"\r\n"])
+        new_headers.append((b"Connection", b"close"))
+        return b"".join([first, b"\r\n", *(b"%s: %s\r\n" % pair for pair in new_headers), b"\r\n"])
 
     def _fixed_length(self) -> bytes:
         piece = self._take()
@@ -167,10 +169,10 @@ class Repair:
 
     def _trailer(self) -> bytes:
         """Trailers are read and dropped; the body is complete at their end."""
-        rest = self._data[self._position :]
-        if len(rest) > MAX_HEAD:
+        unread = self._data[self._position :]
+        if len(unread) > MAX_HEAD:
             raise NotHttp("the trailer is too long")
-        if not (rest.startswith((b"\n", b"\r\n")) or _HEAD_END.search(rest)):
+        if not (unread.startswith((b"\n", b"\r\n")) or _HEAD_END.search(unread)):
             return b""
         self._step = self._ignore
         return b"0\r\n\r\n"

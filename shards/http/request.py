@@ -210,15 +210,17 @@ async def _drain(response: aiohttp.ClientResponse) -> None:
 def _decoded(body: bytes, names: list[str], http: int, limits: ResponseLimits) -> Response:
     """The response with its body decompressed."""
     try:
-        plain = decode(body, names, limits.max_bytes)
+        decoded = decode(body, names, limits.max_bytes)
     except UnsupportedEncoding as error:
-        listed = ", ".join(names)[:40]
-        return Response("http_error", reason=f"compressed as {listed}, which was not requested: {error}", http=http)
+        coding_names = ", ".join(names)[:40]
+        return Response(
+            "http_error", reason=f"compressed as {coding_names}, which was not requested: {error}", http=http
+        )
     except CorruptBody as error:
         return Response("truncated", reason=str(error), http=http)
-    if len(plain) > limits.max_bytes:
+    if len(decoded) > limits.max_bytes:
         return Response("too_big", reason=f"more than {limits.max_bytes:,} bytes once decompressed", http=http)
-    return Response("ok", plain, http=http)
+    return Response("ok", decoded, http=http)
 
 
 def _too_big(status: int, limits: ResponseLimits) -> Response:

@@ -56,12 +56,12 @@ class Robots:
         """Decode the first `MAX_BYTES` of a robots.txt, leniently; gzip is recognized even if no coding names it."""
         names = list(codings) or (["gzip"] if body.startswith(b"\x1f\x8b") else [])
         try:
-            plain = decode(body, names, MAX_BYTES)
-            text = _decode_text(plain)
+            decoded = decode(body, names, MAX_BYTES)
+            text = _decode_text(decoded)
         except (UnsupportedEncoding, CorruptBody, _NotText) as error:
             reason = f"{', '.join(names)}: {error}" if names else str(error)
             return cls(kind="unasked", reason=reason, final=True)
-        if max(len(body), len(plain)) >= MAX_BYTES:
+        if max(len(body), len(decoded)) >= MAX_BYTES:
             # A rule that was cut in two would forbid more, or less, than it should.
             text = text[: max(text.rfind("\n"), text.rfind("\r")) + 1]
         # Concatenated files contain further byte order marks.

@@ -79,9 +79,9 @@ def host_name(url: URL) -> str:
     return url.raw_host or "" if url.is_default_port() else f"{url.raw_host}:{url.port}"
 
 
-def _absolute(scheme: str, rest: str) -> URL:
+def _absolute(scheme: str, after_scheme: str) -> URL:
     """A URL from what follows the scheme and the slashes."""
-    match = _AUTHORITY.match(rest)
+    match = _AUTHORITY.match(after_scheme)
     assert match, "an expression that matches everything"
     return URL.build(scheme=scheme, authority=_authority(scheme, match[1]), path=_target(match[2]), encoded=True)
 
@@ -89,7 +89,7 @@ def _absolute(scheme: str, rest: str) -> URL:
 @lru_cache(maxsize=4096)
 def _authority(scheme: str, text: str) -> str:
     """User, host and port in normal form."""
-    userinfo, at, host_port = text.rpartition("@")
+    userinfo, separator, host_port = text.rpartition("@")
     if host_port.startswith("["):
         name, bracket, port = host_port[1:].partition("]")
         if not bracket or port[:1] not in ("", ":"):
@@ -103,7 +103,7 @@ def _authority(scheme: str, text: str) -> str:
     if port and int(port) != _DEFAULT_PORTS[scheme]:
         host = f"{host}:{int(port)}"
     user, colon, password = userinfo.partition(":")
-    if at and (user or password):
+    if separator and (user or password):
         host = f"{_escape(user, _USER_ESCAPED)}{colon}{_escape(password, _USER_ESCAPED)}@{host}"
     return host
 
@@ -195,7 +195,7 @@ def _ipv4(labels: list[str]) -> str:
         numbers = [_parse_ipv4_number(label) for label in labels]
         if len(numbers) > 4 or any(number > 255 for number in numbers[:-1]):
             raise ValueError
-        value = sum(number << (24 - 8 * at) for at, number in enumerate(numbers[:-1]))
+        value = sum(number << (24 - 8 * index) for index, number in enumerate(numbers[:-1]))
         if numbers[-1] >= 256 ** (5 - len(numbers)):
             raise ValueError
         return str(ipaddress.IPv4Address(value + numbers[-1]))

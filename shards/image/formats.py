@@ -100,7 +100,7 @@ def _is_heif(data: bytes) -> bool:
 def _brands(data: bytes) -> set[bytes]:
     """The brands of a file of the ISO base media format."""
     end = min(int.from_bytes(data[:4], "big"), len(data), 256)
-    return {data[8:12], *(data[at : at + 4] for at in range(16, end - 3, 4))}
+    return {data[8:12], *(data[offset : offset + 4] for offset in range(16, end - 3, 4))}
 
 
 @cache

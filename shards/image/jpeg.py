@@ -60,27 +60,27 @@ def read_header(data: bytes) -> JpegHeader | None:
     tables = False
     orientation = 0
     profile: list[bytes] = []
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF and (marker := data[at + 1]) != _SOS:
-        size = data[at + 2] << 8 | data[at + 3]
+    offset = 2
+    while offset + 4 <= len(data) and data[offset] == 0xFF and (marker := data[offset + 1]) != _SOS:
+        size = data[offset + 2] << 8 | data[offset + 3]
         if marker in _FRAMES or marker in _OTHER_FRAMES:
-            frame, components = marker, data[at + 9] if at + 9 < len(data) else 0
+            frame, components = marker, data[offset + 9] if offset + 9 < len(data) else 0
         elif marker == _DHT:
             tables = True
-        elif marker == _APP1 and not orientation and data.startswith(b"Exif\0", at + 4):
-            orientation = _read_orientation(data[at + 10 : at + 2 + size])
-        elif marker == _APP2 and data.startswith(b"ICC_PROFILE\0", at + 4):
-            profile.append(data[at + 16 : at + 2 + size])
-        at += 2 + size
-    if data[at : at + 2] != bytes((0xFF, _SOS)) or at + 4 >= len(data):
+        elif marker == _APP1 and not orientation and data.startswith(b"Exif\0", offset + 4):
+            orientation = _read_orientation(data[offset + 10 : offset + 2 + size])
+        elif marker == _APP2 and data.startswith(b"ICC_PROFILE\0", offset + 4):
+            profile.append(data[offset + 16 : offset + 2 + size])
+        offset += 2 + size
+    if data[offset : offset + 2] != bytes((0xFF, _SOS)) or offset + 4 >= len(data):
         return None
-    plain = color_space in _PLAIN and frame in _FRAMES and tables
-    one_scan = _FRAMES.get(frame) != "progressive" and data[at + 4] == components
+    is_plain = color_space in _PLAIN and frame in _FRAMES and tables
+    one_scan = _FRAMES.get(frame) != "progressive" and data[offset + 4] == components
     return JpegHeader(
         width,
         height,
         "L" if color_space == "Gray" else "RGB",
-        plain,
+        is_plain,
         orientation or 1,
         _join_profile(profile) if profile else b"",
         one_scan,
@@ -148,18 +148,18 @@ def _rebuilt(data: bytes) -> bytes | None:
     """By component: coefficients that no scan has brought to full precision yet."""
     progressive = False
     adobe = bytearray()
-    at = 2
-    while (at := _next_marker(data, at)) >= 0:
-        marker, at = data[at], at + 1
+    offset = 2
+    while (offset := _next_marker(data, offset)) >= 0:
+        marker, offset = data[offset], offset + 1
         if marker == _EOI:
             break
         if marker in _RESTARTS or marker == _TEM:
             continue
-        size = int.from_bytes(data[at : at + 2], "big")
-        segment = bytearray(data[at : at + size])
+        size = int.from_bytes(data[offset : offset + 2], "big")
+        segment = bytearray(data[offset : offset + size])
         if marker == _SOI or len(segment) < max(size, 8 if marker in _FRAMES or marker == _SOS else 2):
             break
-        at += size
+        offset += size
         if marker in _OTHER_FRAMES:
             return None
         if marker in _FRAMES:
@@ -174,24 +174,24 @@ def _rebuilt(data: bytes) -> bytes | None:
             first, last, precision = segment[-3], segment[-2], segment[-1] & 15
             for component in segment[3:-3:2] if not precision else ():
                 missing.get(component, set()).difference_update(range(first, last + 1))
-            marker_after = _MARKER.search(data, at)
+            marker_after = _MARKER.search(data, offset)
             end = marker_after.start() if marker_after else len(data)
-            parts.append(_trim_padding(data[at:end]))
-            at = end
+            parts.append(_trim_padding(data[offset:end]))
+            offset = end
     if not missing or any(missing.values()):
         return b""
     return b"".join((*parts, bytes((0xFF, _EOI))))
 
 
-def _next_marker(data: bytes, at: int) -> int:
+def _next_marker(data: bytes, offset: int) -> int:
     """The position of the next marker's second byte, skipping anything before it; -1 if there is none."""
-    while (at := data.find(b"\xff", at)) >= 0:
-        while at < len(data) and data[at] == 0xFF:
-            at += 1
-        if at >= len(data):
+    while (offset := data.find(b"\xff", offset)) >= 0:
+        while offset < len(data) and data[offset] == 0xFF:
+            offset += 1
+        if offset >= len(data):
             break
-        if data[at]:
-            return at
+        if data[offset]:
+            return offset
     return -1
 
 
@@ -212,11 +212,11 @@ def _fix_color_transform(adobe: bytearray, components: int) -> None:
 def _trim_padding(data: bytes) -> bytes:
     """A scan's coded data without padding: fill bytes, and zeros of files that were allocated first."""
     data = data.rstrip(b"\xff")
-    kept = data.rstrip(b"\x00")
-    if kept.endswith(b"\xff"):
+    trimmed = data.rstrip(b"\x00")
+    if trimmed.endswith(b"\xff"):
         # A last byte of all ones is stuffed with one zero; with more of them it is half of a marker.
-        return kept + b"\x00" if len(data) == len(kept) + 1 else kept.rstrip(b"\xff")
-    return kept
+        return trimmed + b"\x00" if len(data) == len(trimmed) + 1 else trimmed.rstrip(b"\xff")
+    return trimmed
 
 
 def _join_profile(profile: list[bytes]) -> bytes:
@@ -228,9 +228,9 @@ def _read_orientation(exif: bytes) -> int:
     """The orientation, 1 to 8, in an EXIF block; 1 if there is none or it is broken, which is no reason to refuse."""
     if (order := _BYTE_ORDERS.get(exif[:4])) is None or len(exif) < 8:
         return 1
-    at = int.from_bytes(exif[4:8], order)
-    for n in range(int.from_bytes(exif[at : at + 2], order)):
-        entry = exif[at + 2 + 12 * n : at + 14 + 12 * n]
+    offset = int.from_bytes(exif[4:8], order)
+    for n in range(int.from_bytes(exif[offset : offset + 2], order)):
+        entry = exif[offset + 2 + 12 * n : offset + 14 + 12 * n]
         if len(entry) < 12:
             break
         if int.from_bytes(entry[:2], order) == _ORIENTATION:

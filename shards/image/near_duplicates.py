@@ -81,9 +81,9 @@ def perceptual_hash(jpg: bytes) -> tuple[int, tuple[int, int, int]]:
         image = Image.fromarray(pixels)
     except ValueError:
         image = Image.open(io.BytesIO(jpg)).convert("RGB")
-    small = image.resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    red, green, blue = (round(value) for value in np.asarray(small).reshape(-1, 3).mean(0))
-    grey = np.asarray(small.convert("L"), np.float32)
+    thumbnail = image.resize((_SIDE, _SIDE), Image.Resampling.BOX)
+    red, green, blue = (round(value) for value in np.asarray(thumbnail).reshape(-1, 3).mean(0))
+    grey = np.asarray(thumbnail.convert("L"), np.float32)
     if grey.std() < _FLAT:
         return 0, (red, green, blue)
     frequencies = (_TRANSFORM @ grey @ _TRANSFORM.T).ravel()
@@ -106,24 +106,24 @@ def find_near(hashes: np.ndarray, colours: np.ndarray) -> tuple[np.ndarray, np.n
     order = numbers[np.lexsort((numbers, *colours[numbers].T, hashes[numbers]))]
     repeated = np.zeros(len(order), bool)
     repeated[1:] = (hashes[order[1:]] == hashes[order[:-1]]) & (colours[order[1:]] == colours[order[:-1]]).all(1)
-    firsts = order[np.maximum.accumulate(np.where(repeated, 0, np.arange(len(order))))]
+    first_equal = order[np.maximum.accumulate(np.where(repeated, 0, np.arange(len(order))))]
     leader = dict(_near_leaders(order[~repeated], hashes, colours))
     followers, leaders = [], []
-    for number, first in zip(order.tolist(), firsts.tolist(), strict=True):
+    for number, first in zip(order.tolist(), first_equal.tolist(), strict=True):
         if (target := leader.get(first, first)) != number:
             followers.append(number)
             leaders.append(target)
     by_number = np.argsort(np.array(followers, np.int64))
-    near, targets = np.array(followers, np.int64)[by_number], np.array(leaders, np.int64)[by_number]
-    return near, targets, _bits(hashes[near] ^ hashes[targets])
+    sorted_followers, sorted_leaders = np.array(followers, np.int64)[by_number], np.array(leaders, np.int64)[by_number]
+    return sorted_followers, sorted_leaders, _bits(hashes[sorted_followers] ^ hashes[sorted_leaders])
 
 
 def _near_leaders(numbers: np.ndarray, hashes: np.ndarray, colours: np.ndarray) -> Iterator[tuple[int, int]]:
     """(photo, the earlier one that it looks like) among photos with different hashes."""
-    near = list(_near_pairs(numbers, hashes, colours))
-    if not near:
+    pair_arrays = list(_near_pairs(numbers, hashes, colours))
+    if not pair_arrays:
         return
-    pairs = np.unique(np.sort(np.concatenate(near), axis=1), axis=0)
+    pairs = np.unique(np.sort(np.concatenate(pair_arrays), axis=1), axis=0)
     followers: set[int] = set()
     # In the order of the later one, so that the earlier ones are decided.
     for first, second in pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))].tolist():
@@ -138,17 +138,17 @@ def _near_pairs(numbers: np.ndarray, hashes: np.ndarray, colours: np.ndarray) ->
         keys = hashes[numbers] & mask
         by_key = np.argsort(keys, kind="stable")
         keys, sorted_numbers = keys[by_key], numbers[by_key]
-        left = np.arange(len(keys))
-        for apart in range(1, _MAX_COMPARED):
-            left = left[left + apart < len(keys)]
-            left = left[keys[left] == keys[left + apart]]
-            if not len(left):
+        positions = np.arange(len(keys))
+        for distance in range(1, _MAX_COMPARED):
+            positions = positions[positions + distance < len(keys)]
+            positions = positions[keys[positions] == keys[positions + distance]]
+            if not len(positions):
                 break
-            first, second = sorted_numbers[left], sorted_numbers[left + apart]
-            near = _bits(hashes[first] ^ hashes[second]) <= _MAX_BITS
-            near &= (np.abs(colours[first].astype(np.int16) - colours[second]) <= _MAX_COLOUR).all(1)
-            if near.any():
-                yield np.stack([first[near], second[near]], axis=1)
+            first, second = sorted_numbers[positions], sorted_numbers[positions + distance]
+            is_near = _bits(hashes[first] ^ hashes[second]) <= _MAX_BITS
+            is_near &= (np.abs(colours[first].astype(np.int16) - colours[second]) <= _MAX_COLOUR).all(1)
+            if is_near.any():
+                yield np.stack([first[is_near], second[is_near]], axis=1)
 
 
 def _masks() -> Iterator[np.uint64]:
@@ -196,6 +196,6 @@ def _lines(
         return keys(number)[photo - ends[number]].decode(), manifest.shards[number].name
 
     for follower, leader, distance in zip(followers.tolist(), leaders.tolist(), distances.tolist(), strict=True):
-        (key, shard), (near, near_shard) = name(follower), name(leader)
-        row = {"key": key, "shard": shard, "near": near, "near_shard": near_shard, "distance": distance}
+        (key, shard), (near_key, near_shard) = name(follower), name(leader)
+        row = {"key": key, "shard": shard, "near": near_key, "near_shard": near_shard, "distance": distance}
         yield json.dumps(row).encode() + b"\n"

@@ -29,7 +29,7 @@ def repair_png(data: bytes) -> bytes:
     if not data.startswith(_SIGNATURE):
         return b""
     header = b""
-    kept: list[tuple[bytes, bytes]] = []
+    other_chunks: list[tuple[bytes, bytes]] = []
     compressed: list[bytes] = []
     crcs_valid = True
     for kind, body, valid in _chunks(data):
@@ -41,29 +41,29 @@ def repair_png(data: bytes) -> bytes:
         elif kind in _NEEDED and not valid:
             return b""
         elif kind in (*_NEEDED, *_USEFUL) and valid:
-            kept.append((kind, body))
+            other_chunks.append((kind, body))
     if len(header) != 13 or not compressed:
         return b""
     pixels = _decompress(b"".join(compressed), _raw_size(header), crcs_valid)
     if not pixels:
         return b""
     # Profile and palette must come before the pixels.
-    order = sorted(kept, key=lambda chunk: (b"iCCP", b"eXIf", b"PLTE", b"tRNS").index(chunk[0]))
+    order = sorted(other_chunks, key=lambda chunk: (b"iCCP", b"eXIf", b"PLTE", b"tRNS").index(chunk[0]))
     chunks = [(b"IHDR", header), *order, (b"IDAT", zlib.compress(pixels, 1)), (b"IEND", b"")]
     return _SIGNATURE + b"".join(_chunk(kind, body) for kind, body in chunks)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
     """Kind, body, and whether the checksum is right, up to the end or to where the file is cut."""
-    at = len(_SIGNATURE)
-    while at + 8 <= len(data):
-        size, kind = struct.unpack(">I4s", data[at : at + 8])
-        body = data[at + 8 : at + 8 + size]
-        valid = data[at + 8 + size : at + 12 + size] == struct.pack(">I", zlib.crc32(kind + body))
+    offset = len(_SIGNATURE)
+    while offset + 8 <= len(data):
+        size, kind = struct.unpack(">I4s", data[offset : offset + 8])
+        body = data[offset + 8 : offset + 8 + size]
+        valid = data[offset + 8 + size : offset + 12 + size] == struct.pack(">I", zlib.crc32(kind + body))
         if kind == b"IEND" or not kind.isalpha():
             return
         yield kind, body, valid
-        at += 12 + size
+        offset += 12 + size
 
 
 def _raw_size(header: bytes) -> int:

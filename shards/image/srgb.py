@@ -99,8 +99,8 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     else:
         values = values.astype(np.float32)
         finite = values[np.isfinite(values)]
-        least, most = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-        low, high = _range(least, most, image)
+        smallest, largest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+        low, high = _range(smallest, largest, image)
         values = np.nan_to_num(values, copy=False, nan=low, posinf=high, neginf=low)
         greys = ((values - low) * (255 / (high - low))).clip(0, 255).astype(np.uint8)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
@@ -116,8 +116,8 @@ def _range(low: float, high: float, image: Image.Image) -> tuple[float, float]:
     if image.mode == "F" and high <= 4:
         return 0.0, max(high, 1.0)
     signed = getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT) == (_SIGNED,)
-    usual = (255.0, 32767.0) if signed else (255.0, 65535.0)
-    return 0.0, next((most for most in usual if high <= most), high)
+    usual_maxima = (255.0, 32767.0) if signed else (255.0, 65535.0)
+    return 0.0, next((maximum for maximum in usual_maxima if high <= maximum), high)
 
 
 def _opaque(image: Image.Image) -> Image.Image:

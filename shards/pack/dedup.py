@@ -45,16 +45,16 @@ def _owners(plan: Plan, shards: int) -> Iterator[dict[str, Owner]]:
         dedup = ExternalDedup(Path(scratch) / "hashes")
         for _, row in _stored_rows(plan, range(shards)):
             dedup.add(hash64(row.sha256))
-        firsts = dedup.firsts()
-        wanted = {int(first) for number, first in enumerate(firsts) if first != number}
+        first_numbers = dedup.first_equal()
+        owner_numbers = {int(first) for number, first in enumerate(first_numbers) if first != number}
         owners: dict[int, tuple[str, str, str]] = {}
         count = 0
         for number in range(shards):
             shard_owners: dict[str, Owner] = {}
             for shard, row in _stored_rows(plan, [number]):
-                if count in wanted:
+                if count in owner_numbers:
                     owners[count] = (row.key, shard.name, row.sha256)
-                elif (first := int(firsts[count])) != count:
+                elif (first := int(first_numbers[count])) != count:
                     key, name, sha256 = owners[first]
                     # Different pictures may have the same hash of eight bytes.
                     if sha256 == row.sha256:
@@ -75,16 +75,16 @@ def _without_duplicates(shard: Path, seal: Seal, owners: dict[str, Owner]) -> Se
     if seal.references == digest:
         return seal
     seal_path(shard).unlink(missing_ok=True)
-    before = {reference.key: reference for reference in read_references(shard)}
+    previous = {reference.key: reference for reference in read_references(shard)}
     references: list[Reference] = []
     with ExistingShard(shard) as stored, ShardWriter(shard) as writer:
         for row in read_ledger(shard):
             if row.kind != "ok":
                 continue
             owner = owners.get(row.key)
-            if owner and row.key in before:
+            if owner and row.key in previous:
                 # The tar that had its bytes may be without them by now.
-                references.append(replace(before[row.key], same_as=owner[0], shard=owner[1]))
+                references.append(replace(previous[row.key], same_as=owner[0], shard=owner[1]))
                 continue
             if (sample := stored.sample(row.key)) is None:
                 raise LavicError(f"{shard}: photo {row.key} is lost; run the same command again to fetch it")

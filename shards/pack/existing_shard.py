@@ -71,8 +71,8 @@ class ExistingShard:
         if (reference := self._references.get(key)) is None:
             return None
         owner = self._open_owner(reference.shard).sample(reference.same_as)
-        same = owner is not None and owner.meta["sha256"] == reference.meta.get("sha256")
-        return reference.sample(owner) if owner and same else None
+        same_bytes = owner is not None and owner.meta["sha256"] == reference.meta.get("sha256")
+        return reference.sample(owner) if owner and same_bytes else None
 
     def _open_owner(self, name: str) -> ExistingShard:
         if name == self._shard.name:

@@ -92,8 +92,10 @@ def print_report(
 ) -> None:
     """Print what the set holds, and how fast this run was: the seals that it made, the photos that it requested."""
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
-    more = f" and {manifest.references:,} that refer to them" if manifest.references else ""
-    print(f"{manifest.folder}: {manifest.samples:,} photos{more} in {len(manifest.shards):,} shards, {size:,.1f} MB")
+    references = f" and {manifest.references:,} that refer to them" if manifest.references else ""
+    print(
+        f"{manifest.folder}: {manifest.samples:,} photos{references} in {len(manifest.shards):,} shards, {size:,.1f} MB"
+    )
     _print_outcomes(manifest, seals)
     if new_seals:
         rate = requested / max(1e-9, max(seal.ended for seal in new_seals) - min(seal.began for seal in new_seals))
@@ -118,13 +120,13 @@ def _too_few(manifest: Manifest, min_success: float, allow_private: bool) -> str
     if not manifest.samples:
         return f"not one photo was stored: {advice(manifest.outcomes, allow_private=allow_private)}"
     outcomes = {kind: count for kind, count in manifest.outcomes.items() if kind not in UNAVAILABLE}
-    stored, wanted = outcomes["ok"], sum(outcomes.values())
+    stored, total = outcomes["ok"], sum(outcomes.values())
     hint = advice(outcomes, 1.0, allow_private=allow_private)
     return (
-        f"{manifest.folder}: {stored:,} of {wanted:,} photos stored ({stored / wanted:.1%}, without those that are "
+        f"{manifest.folder}: {stored:,} of {total:,} photos stored ({stored / total:.1%}, without those that are "
         f"{', '.join(sorted(UNAVAILABLE))}), less than --min-success {min_success:g}: the shards are kept, and the set "
         f"is not complete. {hint}. Or accept the set as it is with --min-success "
-        f"{int(stored / wanted * 100) / 100:g}"
+        f"{int(stored / total * 100) / 100:g}"
     )
 
 
@@ -137,9 +139,9 @@ def _not_requested(manifest: Manifest, seals: Sequence[Seal]) -> str:
         if seal.outcomes.get("unasked"):
             rows = read_ledger(manifest.path(seal.entry))
             reasons.update(row.reason for row in rows if row.kind == "unasked")
-    named = "; ".join(f"{reason} ({number:,})" for reason, number in reasons.most_common(_MAX_REASONS))
-    more = f"; {len(reasons) - _MAX_REASONS:,} other reasons" if len(reasons) > _MAX_REASONS else ""
-    return f"{count:,} photos were never requested: {named}{more}. Run the same command again to request them"
+    most_common = "; ".join(f"{reason} ({number:,})" for reason, number in reasons.most_common(_MAX_REASONS))
+    suffix = f"; {len(reasons) - _MAX_REASONS:,} other reasons" if len(reasons) > _MAX_REASONS else ""
+    return f"{count:,} photos were never requested: {most_common}{suffix}. Run the same command again to request them"
 
 
 def _same_set(manifest: Manifest) -> Manifest | None:

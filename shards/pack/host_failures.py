@@ -47,14 +47,14 @@ def failures_table(shards: Iterable[Failures]) -> str:
     lines = ["  failures by host"]
     for kind, hosts in sorted(total.items(), key=lambda row: -row[1].total()):
         named = [(host, count) for host, count in hosts.most_common() if host != OTHERS][:_SHOWN]
-        words = [f"{host} {count:,}" for host, count in named]
-        if rest := hosts.total() - sum(count for _, count in named):
-            words.append(f"other hosts {rest:,}")
-        lines.append(f"  {kind:<16}{', '.join(words)}")
+        counts = [f"{host} {count:,}" for host, count in named]
+        if other_hosts := hosts.total() - sum(count for _, count in named):
+            counts.append(f"other hosts {other_hosts:,}")
+        lines.append(f"  {kind:<16}{', '.join(counts)}")
     return "\n".join(lines)
 
 
 def _named(hosts: Counter[str]) -> dict[str, int]:
     named = dict(sorted(hosts.most_common(_NAMED)))
-    rest = hosts.total() - sum(named.values())
-    return {**named, OTHERS: rest} if rest else named
+    other_hosts = hosts.total() - sum(named.values())
+    return {**named, OTHERS: other_hosts} if other_hosts else named

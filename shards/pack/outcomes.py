@@ -179,8 +179,8 @@ def parse_ledger(data: bytes, path: Path) -> list[Outcome]:
 
 def success_rate(outcomes: Mapping[str, int]) -> float:
     """The share of photos that were stored, without `UNAVAILABLE` ones; unrequested ones count as not stored."""
-    wanted = sum(count for kind, count in outcomes.items() if kind not in UNAVAILABLE)
-    return outcomes.get("ok", 0) / wanted if wanted else 1.0
+    available = sum(count for kind, count in outcomes.items() if kind not in UNAVAILABLE)
+    return outcomes.get("ok", 0) / available if available else 1.0
 
 
 def outcome_table(outcomes: Mapping[str, int]) -> str:
@@ -193,10 +193,10 @@ def outcome_table(outcomes: Mapping[str, int]) -> str:
     return "\n".join(lines)
 
 
-def advice(outcomes: Mapping[str, int], enough: float = 0.9, *, allow_private: bool = False) -> str:
-    """What to do if less than the share `enough` of the photos was stored; empty if more was."""
+def advice(outcomes: Mapping[str, int], min_share: float = 0.9, *, allow_private: bool = False) -> str:
+    """What to do if less than the share `min_share` of the photos was stored; empty if more was."""
     total, failed = sum(outcomes.values()), {kind: n for kind, n in outcomes.items() if kind != "ok" and n}
-    if not failed or (total - sum(failed.values())) / total >= enough:
+    if not failed or (total - sum(failed.values())) / total >= min_share:
         return ""
     worst = max(failed, key=lambda kind: failed[kind])
     if len(_NETWORK & set(failed)) > 1 and (network := sum(failed.get(kind, 0) for kind in _NETWORK)) * 2 > sum(

@@ -42,15 +42,15 @@ def conditional_headers(row: Outcome) -> dict[str, str]:
     return {name: value for name, value in headers.items() if value}
 
 
-def refreshed(stored: Outcome, fresh: Outcome) -> tuple[str, Outcome]:
-    """The result of a stored photo, and its new row; `fresh` is the row of the new response by itself."""
-    if fresh.kind != "ok":
-        return KEPT, replace(stored, refresh_failed=f"{fresh.kind}: {fresh.reason}")
-    if fresh.http == 304:
+def refreshed(stored: Outcome, new: Outcome) -> tuple[str, Outcome]:
+    """The result of a stored photo, and its new row; `new` is the row of the new response by itself."""
+    if new.kind != "ok":
+        return KEPT, replace(stored, refresh_failed=f"{new.kind}: {new.reason}")
+    if new.http == 304:
         return UNCHANGED, replace(stored, refresh_failed="")
-    if fresh.sha256 == stored.sha256:
-        return UNCHANGED, replace(stored, etag=fresh.etag, last_modified=fresh.last_modified, refresh_failed="")
-    return CHANGED, fresh
+    if new.sha256 == stored.sha256:
+        return UNCHANGED, replace(stored, etag=new.etag, last_modified=new.last_modified, refresh_failed="")
+    return CHANGED, new
 
 
 def with_validators_of(row: Outcome, other: Outcome) -> Outcome:

@@ -88,7 +88,7 @@ def pack_shard(
     ledger = _Ledger(report)
     with ExistingShard(shard) as stored, ShardWriter(shard) as writer:
         earlier = _EarlierRun(_read_rows(shard), stored, retry, refresh=bool(refresh))
-        left = asyncio.run(
+        num_deferred = asyncio.run(
             _fetch_photos(tasks, earlier, Fetcher(fetch, coordinator), photo, writer, ledger, defer_after)
         )
         if before_publish:
@@ -103,9 +103,9 @@ def pack_shard(
         ended=time.time(),
         failures=failures_of(ledger.rows),
         # With deferred photos, the refresh is not done.
-        refresh="" if left else refresh,
+        refresh="" if num_deferred else refresh,
         refreshed=dict(sorted(earlier.refreshed.items())),
-        left=left,
+        left=num_deferred,
         ledger_sha256=ledger_sha256,
     )
     return write_seal(shard, seal)
@@ -247,10 +247,10 @@ async def _fetch_photos(
             return groups[number][0].url.partition("://")[2].partition("/")[0]
 
         async with fetcher:
-            left = await run_by_host(order, process, host_of, stop)
-        for number in left:
+            deferred_groups = await run_by_host(order, process, host_of, stop)
+        for number in deferred_groups:
             buffer.add(number, [earlier.result(task) or deferred(task) for task in groups[number]], 0)
-        return sum(len(groups[number]) for number in left)
+        return sum(len(groups[number]) for number in deferred_groups)
 
 
 class _SlowHosts:

@@ -195,8 +195,8 @@ def make_plan(
         raise DataError(_nothing_planned(items, settings, counts, rejects))
     if existing.new_photoless:
         atomic_write(_photoless_path(folder, len(old.generations) if old else 0), bytes(existing.new_photoless))
-    made = Generation(sources=sources, **selection, counts=asdict(counts), shards=tuple(digests))
-    plan = Plan(folder=folder, settings=chosen, generations=(*(old.generations if old else ()), made))
+    generation = Generation(sources=sources, **selection, counts=asdict(counts), shards=tuple(digests))
+    plan = Plan(folder=folder, settings=chosen, generations=(*(old.generations if old else ()), generation))
     body = {"format": FORMAT, "settings": plan.settings, "generations": [asdict(part) for part in plan.generations]}
     atomic_write(folder / FOLDER / NAME, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
     return plan
@@ -254,8 +254,8 @@ def _identity(settings: PlanSettings) -> dict[str, Any]:
         del values["columns"]
     if settings.ids is not None:
         values["ids"] = hashlib.sha256("\n".join(read_ids(settings.ids)).encode()).hexdigest()[:16]
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=sorted))
-    return plain
+    identity: dict[str, Any] = json.loads(json.dumps(values, default=sorted))
+    return identity
 
 
 def _with_defaults(old: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,12 +297,12 @@ def _nothing_planned(items: tuple[str, ...], settings: PlanSettings, counts: Pla
         f"{counts.rejected:,} records cannot be read, see {rejects.path}": counts.rejected,
     }
     if settings.ids is not None and not counts.items:
-        what = f"no photo to fetch: none of the ids in {settings.ids} is in the catalogue"
+        problem = f"no photo to fetch: none of the ids in {settings.ids} is in the catalogue"
     elif settings.splits and not counts.items:
-        what = f"no photo to fetch: no item of the catalogue falls into the split {settings.split}"
+        problem = f"no photo to fetch: no item of the catalogue falls into the split {settings.split}"
     else:
-        what = f"no photo to fetch: {counts.items:,} items"
-    message = f"{', '.join(items)}: " + ", ".join([what, *(reason for reason, count in reasons.items() if count)])
+        problem = f"no photo to fetch: {counts.items:,} items"
+    message = f"{', '.join(items)}: " + ", ".join([problem, *(reason for reason, count in reasons.items() if count)])
     if counts.without_photo and not counts.unlinked and not settings.columns:
         message += "; --columns url=KEY names the key of the links where it is not `images`"
     return message

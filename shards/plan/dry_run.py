@@ -73,14 +73,14 @@ def _planned(folder: Path, extend: bool, plan_in: Callable[[Path], Plan]) -> Ite
 def _links(tasks: list[PhotoTask], shard: Path, seal: Seal | None, retried: Collection[str]) -> list[str]:
     """The links of a shard's photos to fetch; empty for one that is fetched with another."""
     if seal is not None:
-        wanted = {row.key for row in read_ledger(shard) if row.kind in retried}
-        tasks = [task for task in tasks if task.key in wanted]
-    seen: set[str] = set()
+        retried_keys = {row.key for row in read_ledger(shard) if row.kind in retried}
+        tasks = [task for task in tasks if task.key in retried_keys]
+    pictures: set[str] = set()
     links = []
     for task in tasks:
         picture = task.same_as or task.key
-        links.append("" if picture in seen else task.url)
-        seen.add(picture)
+        links.append("" if picture in pictures else task.url)
+        pictures.add(picture)
     return links
 
 
@@ -102,8 +102,8 @@ def _report(settings: CrawlSettings, plan: Plan, shards: int, photos: int, reque
     lines.append(f"  {'host':<40}{'requests':>12}{'share':>8}{'at least':>14}")
     ranked = requests.most_common()
     lines += [row(host, count, count) for host, count in ranked[:_SHOWN]]
-    if rest := ranked[_SHOWN:]:
-        lines.append(row(f"{len(rest):,} more hosts", sum(count for _, count in rest), rest[0][1]))
+    if other_hosts := ranked[_SHOWN:]:
+        lines.append(row(f"{len(other_hosts):,} more hosts", sum(count for _, count in other_hosts), other_hosts[0][1]))
     if rate:
         lines.append(
             f"at least {ProgressBar.format_interval(ranked[0][1] / rate)} in all: hosts are used in parallel, with at "

@@ -44,5 +44,5 @@ def _contains(hashes: np.ndarray, hash: bytes) -> bool:
     if not len(hashes):
         return False
     value = np.frombuffer(hash, "<u8")[0]
-    at = int(np.searchsorted(hashes, value))
-    return at < len(hashes) and hashes[at] == value
+    index = int(np.searchsorted(hashes, value))
+    return index < len(hashes) and hashes[index] == value

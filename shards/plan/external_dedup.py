@@ -41,7 +41,7 @@ class ExternalDedup:
         if len(self._buffer) >= _BUFFER:
             self._write()
 
-    def firsts(self, without: np.ndarray | None = None, limit: int = 0) -> np.ndarray:
+    def first_equal(self, without: np.ndarray | None = None, limit: int = 0) -> np.ndarray:
         """The number of the first equal hash for each, its own if there is none before: uint64 [n], on disk.
 
         Args:
@@ -54,19 +54,19 @@ class ExternalDedup:
             file.close()
         if not len(self):
             return np.empty(0, np.uint64)
-        firsts = np.memmap(self._folder / "firsts", np.uint64, "w+", shape=(len(self),))
+        result = np.memmap(self._folder / "firsts", np.uint64, "w+", shape=(len(self),))
         for hashes, numbers in self._sorted():
             if without is not None:
-                kept = ~without[numbers]
-                hashes, numbers = hashes[kept], numbers[kept]
+                included = ~without[numbers]
+                hashes, numbers = hashes[included], numbers[included]
             if not len(hashes):
                 continue
-            begins = np.concatenate(([True], hashes[1:] != hashes[:-1]))
-            start = np.flatnonzero(begins)[np.cumsum(begins) - 1]
+            is_start = np.concatenate(([True], hashes[1:] != hashes[:-1]))
+            start = np.flatnonzero(is_start)[np.cumsum(is_start) - 1]
             if limit:
                 start += (np.arange(len(hashes)) - start) // limit * limit
-            firsts[numbers] = numbers[start]
-        return firsts
+            result[numbers] = numbers[start]
+        return result
 
     def _sorted(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for part in range(_PARTS):

@@ -142,16 +142,16 @@ def select_photos(
     sizes = tuple(sorted(SIZES, key=lambda size: size != settings.image_size))
     limit = {"first": 1, "all": None}[settings.photos] if settings.photos in ("first", "all") else int(settings.photos)
     low, high = share_of(settings)
-    taken = 0
+    num_items = 0
     for item in read_items(items, rejects.add, sizes=sizes, columns=settings.columns):
         captions.see(item)
         if selected is not None and item.id not in selected:
             continue
         if settings.splits and not low <= _fraction(item.id) < high:
             continue
-        if taken == settings.limit:
+        if num_items == settings.limit:
             break
-        taken += 1
+        num_items += 1
         if selected is not None:
             present.add(item.id)
         photos = list(islice(item.photos, limit))

@@ -45,12 +45,12 @@ class TaskSpool:
         """Lines of photos that show one picture, at most `limit`; repeated photos are left out and counted."""
         self._file.close()
         self._offsets.close()
-        repeated = _later(self._keys.firsts())
-        firsts = self._pictures.firsts(repeated, limit)
-        follows = _later(firsts) & ~repeated
+        repeated = _later(self._keys.first_equal())
+        first_numbers = self._pictures.first_equal(repeated, limit)
+        follows = _later(first_numbers) & ~repeated
         # Only followers and their leaders are in memory: 16 bytes each.
         followers = np.flatnonzero(follows)
-        leaders = np.asarray(firsts[followers])
+        leaders = np.asarray(first_numbers[followers])
         order = np.argsort(leaders, kind="stable")
         followers, leaders = followers[order], leaders[order]
         counts.repeated, counts.shared = int(repeated.sum()), len(followers)
@@ -58,28 +58,28 @@ class TaskSpool:
         if not len(repeated):
             return
         starts = np.memmap(self._starts, "<u8", "r")
-        at = 0
+        index = 0
         with self._path.open("rb") as lines, self._path.open("rb") as followed:
             for number, line in enumerate(lines):
                 if repeated[number] or follows[number]:
                     continue
                 group = [self._final(number, line)]
-                while at < len(leaders) and leaders[at] == number:
-                    followed.seek(int(starts[followers[at]]))
-                    follower = read_task(self._final(int(followers[at]), followed.readline()))
+                while index < len(leaders) and leaders[index] == number:
+                    followed.seek(int(starts[followers[index]]))
+                    follower = read_task(self._final(int(followers[index]), followed.readline()))
                     group.append(task_line(replace(follower, same_as=read_task(line).key)))
-                    at += 1
+                    index += 1
                 yield group
 
     def _final(self, number: int, line: bytes) -> bytes:
         return line if number >= self.untitled else task_line(replace(read_task(line), text=""))
 
 
-def _later(firsts: np.ndarray) -> np.ndarray:
+def _later(first_numbers: np.ndarray) -> np.ndarray:
     """Which numbers have an earlier first: bool [n], computed in pieces."""
-    later = np.empty(len(firsts), bool)
-    for start in range(0, len(firsts), _CHUNK):
-        piece = firsts[start : start + _CHUNK]
+    later = np.empty(len(first_numbers), bool)
+    for start in range(0, len(first_numbers), _CHUNK):
+        piece = first_numbers[start : start + _CHUNK]
         later[start : start + _CHUNK] = piece != np.arange(start, start + len(piece), dtype=np.uint64)
     return later
 

@@ -142,10 +142,12 @@ class Coordinator:
         if not known.failures:
             known.failing_since = now
         known.reason = robots.reason
-        left = known.failing_since + self._limits.patience - now
-        if not robots.final and left > 0:
+        remaining_s = known.failing_since + self._limits.patience - now
+        if not robots.final and remaining_s > 0:
             # The last attempt is at the very end.
-            known.next_attempt = now + min(left, _LONGEST_WAIT_S, max(0.1, self._limits.backoff) * 2**known.failures)
+            known.next_attempt = now + min(
+                remaining_s, _LONGEST_WAIT_S, max(0.1, self._limits.backoff) * 2**known.failures
+            )
         else:
             # A host that has answered is up: the next run requests its photos.
             kind = "unasked" if known.answered and not robots.final else robots.kind

@@ -243,8 +243,8 @@ class HostLimiter:
         """Whether refusals are due to the host, not to single photos."""
         if self._recovered >= max(_MIN_REFUSED, _RECOVERED_SHARE * self._answers):
             return True
-        enough = self._refused >= _MIN_REFUSED or self._refused == self._answers
-        return enough and self._refused >= _REFUSED_SHARE * self._answers
+        enough_refused = self._refused >= _MIN_REFUSED or self._refused == self._answers
+        return enough_refused and self._refused >= _REFUSED_SHARE * self._answers
 
     def _throttle(self, now: float) -> None:
         if self.rate == UNLIMITED:
@@ -276,8 +276,8 @@ class HostLimiter:
     def _grant(self, worker: str, report: HostReport, now: float) -> Grant:
         paused = Grant(version=self.version, connections=0, kind=self._pause_reason[0], reason=self._pause_reason[1])
         if now < self.paused_until:
-            left = self.paused_until - now
-            return replace(paused, pause=left, give_up=max(left, self._pause) > self.limits.patience)
+            pause_s = self.paused_until - now
+            return replace(paused, pause=pause_s, give_up=max(pause_s, self._pause) > self.limits.patience)
         if self._pause:
             # One request shows whether the host is back; the others wait for its result.
             if self._probe and now < self._probe[1]:
@@ -317,14 +317,14 @@ class HostLimiter:
         """A worker's share of the connections that no other worker holds."""
         if not self.limits.connections:
             return 1 << 30
-        others = sum(other.held for name, other in self._workers.items() if name != worker)
-        share = min(self._targets()[worker], max(0, self.limits.connections - others))
+        held_by_others = sum(other.held for name, other in self._workers.items() if name != worker)
+        share = min(self._targets()[worker], max(0, self.limits.connections - held_by_others))
         self._workers[worker].held = max(share, in_flight)
         return share
 
     def _targets(self) -> dict[str, int]:
         share, remainder = divmod(self.limits.connections, max(1, len(self._workers)))
-        return {name: share + (place < remainder) for place, name in enumerate(self._workers)}
+        return {name: share + (index < remainder) for index, name in enumerate(self._workers)}
 
     def _unbalanced(self) -> set[str]:
         """Workers that hold more than their share while another waits, or less while some are free."""
@@ -332,8 +332,8 @@ class HostLimiter:
             return set()
         targets = self._targets()
         held = {name: worker.held for name, worker in self._workers.items()}
-        short = {name for name, target in targets.items() if held[name] < target}
-        if not short:
+        below_target = {name for name, target in targets.items() if held[name] < target}
+        if not below_target:
             return set()
-        over: Iterable[str] = (name for name, target in targets.items() if held[name] > target)
-        return {*over, *(short if sum(held.values()) < self.limits.connections else ())}
+        above_target: Iterable[str] = (name for name, target in targets.items() if held[name] > target)
+        return {*above_target, *(below_target if sum(held.values()) < self.limits.connections else ())}

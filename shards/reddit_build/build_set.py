@@ -42,10 +42,12 @@ def build_set(
     notes: dict[str, int] = {}
     if settings.short_links.resolve:
         short_links = [scanned[str(task.out)]["short"] for task in scans]
-        resolved, more, notes = resolve_links(settings.short_links, settings.out, work, short_links, ItemTable(table))
-        hits.append(more)
-    wanted = merge_wanted(work.path / "wanted", hits)
-    gathered, collected = pipeline.gather(dumps, wanted)
+        resolved, linked_submissions, notes = resolve_links(
+            settings.short_links, settings.out, work, short_links, ItemTable(table)
+        )
+        hits.append(linked_submissions)
+    submission_table = merge_wanted(work.path / "wanted", hits)
+    gathered, collected = pipeline.gather(dumps, submission_table)
     task = partial(ThreadsTask, table=table, labels=settings.labels, bots=bots, resolved=resolved)
     parts, counts = pipeline.make(threads_step, task, gathered, settings.bucket_bytes)
     if not counts["kept"]:

@@ -46,11 +46,11 @@ class Pipeline:
     def run(self, function: Callable[[Any], Any], tasks: Sequence[Any], doing: str, unit: str = "files") -> Results:
         """Runs a step on the tasks that are not done; returns the results of all, by the task's output."""
         results = {str(task.out): is_done(task.out) for task in tasks}
-        todo = [task for task in tasks if results[str(task.out)] is None]
-        if todo:
-            log.info("%s: %d of %d %s", doing, len(todo), len(tasks), unit)
-        with progress_bar(len(tasks), unit, doing, initial=len(tasks) - len(todo), shown=bool(todo)) as bar:
-            for task, result in run_tasks(function, todo, self.ray, on_ray=self.on_ray):
+        unfinished = [task for task in tasks if results[str(task.out)] is None]
+        if unfinished:
+            log.info("%s: %d of %d %s", doing, len(unfinished), len(tasks), unit)
+        with progress_bar(len(tasks), unit, doing, initial=len(tasks) - len(unfinished), shown=bool(unfinished)) as bar:
+            for task, result in run_tasks(function, unfinished, self.ray, on_ray=self.on_ray):
                 results[str(task.out)] = result
                 bar.update(1)
         return {name: result for name, result in results.items() if result is not None}

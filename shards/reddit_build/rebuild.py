@@ -58,10 +58,10 @@ def rebuild(settings: RebuildSettings, dumps: dict[str, str], *, on_ray: bool) -
     plan: dict[str, Any] = {"dumps": sorted(dumps.values()), "manifest": [file_sha256(file) for file in files]}
     work = WorkFolder(settings.out, {**plan, "bucket_bytes": settings.bucket_bytes})
     ids = {entry.submission for name in NAMES for entry in read_entries(settings.manifest, name)}
-    wanted = work.path / "wanted"
-    write_table(wanted, np.fromiter(ids, np.uint64, len(ids)))
+    submission_table = work.path / "wanted"
+    write_table(submission_table, np.fromiter(ids, np.uint64, len(ids)))
     pipeline = Pipeline(work=work, ray=settings.ray, on_ray=on_ray)
-    gathered, _ = pipeline.gather(dumps, wanted)
+    gathered, _ = pipeline.gather(dumps, submission_table)
     task = partial(RebuildTask, manifest=settings.manifest)
     parts, rebuilt = pipeline.make(rebuild_step, task, gathered, settings.bucket_bytes)
     counts = {**rebuilt, "rows": rebuilt.total()}

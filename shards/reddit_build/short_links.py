@@ -120,10 +120,10 @@ class Resolver:
             if linked := asins(location):
                 self._keep(url, linked[0], status)
                 return
-            if not (more := short_links(location)):
+            if not (next_links := short_links(location)):
                 self._keep(url, "", status)
                 return
-            target = more[0]
+            target = next_links[0]
         self._keep(url, "", 0)
 
     def _request(self, url: str) -> tuple[int, str]:

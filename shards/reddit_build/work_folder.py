@@ -52,7 +52,7 @@ def digest_of(plan: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plan, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def input_files(patterns: Sequence[str], what: str) -> dict[str, str]:
+def input_files(patterns: Sequence[str], description: str) -> dict[str, str]:
     """The files that match paths, globs and URIs, sorted, each with a name that changes with its content.
 
     Raises:
@@ -62,7 +62,7 @@ def input_files(patterns: Sequence[str], what: str) -> dict[str, str]:
     try:
         paths = sorted(find_files(patterns))
     except DataError as error:
-        raise DataError(str(error).replace("catalogue file", what)) from None
+        raise DataError(str(error).replace("catalogue file", description)) from None
     for path in paths:
         try:
             status = as_path(path).stat()

@@ -62,7 +62,7 @@ def search(
                 draws=chosen.draws,
                 level=chosen.level,
                 seed=chosen.seed,
-                cuts=tuple(cut for cut in CUTS if cut <= chosen.k),
+                cuts=tuple(cutoff for cutoff in CUTS if cutoff <= chosen.k),
             )
             counts = count_targets(
                 file.conversations,

@@ -31,10 +31,10 @@ def write_conversations(path: Path, rows: Sequence[Mapping[str, Any]], lists: Se
 
 def falling(scores: Sequence[float]) -> list[float]:
     """Strictly falling scores of a sorted list: of equal ones each is a little lower than the one before."""
-    made: list[float] = []
+    result: list[float] = []
     for score in scores:
-        made.append(min(score, math.nextafter(made[-1], -math.inf)) if made else score)
-    return made
+        result.append(min(score, math.nextafter(result[-1], -math.inf)) if result else score)
+    return result
 
 
 def count_targets(
@@ -70,10 +70,10 @@ def recall_table(sets: Mapping[str, Mapping[str, Mapping[str, Interval]]]) -> st
         if not methods:
             lines.append(f"{name}: no conversation has a target")
             continue
-        cuts = list(next(iter(methods.values())))
+        cutoffs = list(next(iter(methods.values())))
         width = max(map(len, ("method", *methods)))
-        head = "".join(f"{cut.replace('recall_at_', 'recall@'):>24}" for cut in cuts)
-        lines.append(f"{name}\n  {'method':<{width}}{head}")
+        header = "".join(f"{cutoff.replace('recall_at_', 'recall@'):>24}" for cutoff in cutoffs)
+        lines.append(f"{name}\n  {'method':<{width}}{header}")
         for method, intervals in methods.items():
             cells = (f"{v.value:.3f} [{v.low:.3f}, {v.high:.3f}]" for v in intervals.values())
             lines.append(f"  {method:<{width}}" + "".join(f"{cell:>24}" for cell in cells))

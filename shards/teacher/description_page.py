@@ -50,9 +50,9 @@ def write_page(path: Path, data: ShardDataset, count: int, tally: Tally | None) 
         flags[row["flag"]] += 1
         origins.add(tuple(row[name] for name in ORIGIN))
     flagged = sum(flags.values()) - flags[""]
-    shown = min(flagged, count // _FLAGGED_SHARE)
-    examples = [*_spread(data, flagged, shown, True), *_spread(data, flags[""], count - shown, False)]
-    facts = {
+    num_flagged = min(flagged, count // _FLAGGED_SHARE)
+    examples = [*_spread(data, flagged, num_flagged, True), *_spread(data, flags[""], count - num_flagged, False)]
+    summary = {
         "Photos": f"{len(data):,}, {sum(flags.values()):,} described",
         "Flagged": ", ".join(f"{n:,} {flag}" for flag, n in sorted(flags.items()) if flag) or "none",
         "Written by": "; ".join(
@@ -61,7 +61,7 @@ def write_page(path: Path, data: ShardDataset, count: int, tally: Tally | None) 
         ),
         **(tally.lines() if tally else {}),
     }
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    summary_html = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in summary.items())
     cards = "".join(_card(data[example.index], example) for example in examples)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(
@@ -69,7 +69,7 @@ def write_page(path: Path, data: ShardDataset, count: int, tally: Tally | None) 
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Descriptions</title><style>{_STYLE}</style></head><body><h1>Descriptions</h1>"
-        f"<dl>{listed}</dl><main>{cards}</main></body></html>\n",
+        f"<dl>{summary_html}</dl><main>{cards}</main></body></html>\n",
     )
 
 
@@ -77,20 +77,20 @@ def _rows(data: ShardDataset) -> Iterator[tuple[int, dict[str, str]]]:
     """(index in the set, row) of every description."""
     start = 0
     for number, shard in enumerate(data.manifest.shards):
-        places = {key: start + n for n, key in enumerate(data.keys_of(number))}
+        indices = {key: start + n for n, key in enumerate(data.keys_of(number))}
         for row in read_rows(data.manifest.path(shard)):
-            if row["key"] in places:
-                yield places[row["key"]], row
+            if row["key"] in indices:
+                yield indices[row["key"]], row
         start += shard.samples
 
 
 def _spread(data: ShardDataset, total: int, count: int, flagged: bool) -> Iterator[_Example]:
     """At most `count` of the `total` rows that are flagged, or not, at equal distances."""
     count = min(total, count)
-    wanted = {n * total // count for n in range(count)}
+    chosen_rows = {n * total // count for n in range(count)}
     rows = ((index, row) for index, row in _rows(data) if bool(row["flag"]) == flagged)
     for number, (index, row) in enumerate(rows):
-        if number in wanted:
+        if number in chosen_rows:
             yield _Example(index, row["text"], row["flag"])
 
 

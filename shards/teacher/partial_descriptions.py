@@ -31,20 +31,20 @@ class PartialDescriptions:
 
     @classmethod
     @contextmanager
-    def open(cls, shard: Path, about: Mapping[str, str]) -> Iterator[PartialDescriptions]:
-        """Reads what is there; `about` has the shard's digest, and what its descriptions depend on."""
+    def open(cls, shard: Path, origin: Mapping[str, str]) -> Iterator[PartialDescriptions]:
+        """Reads what is there; `origin` has the shard's digest, and what its descriptions depend on."""
         written: dict[int, dict[str, Description]] = {0: {}, 1: {}}
         if is_remote(shard):
             yield cls(None, written)
             return
         path = partial_path(shard)
-        head = _line({"format": _FORMAT, **about})
+        header = _line({"format": _FORMAT, **origin})
         with path.open("a+b") as file:
             file.seek(0)
-            end = _read(file, head, written)
+            end = _read(file, header, written)
             file.truncate(end)
             if not end:
-                file.write(head)
+                file.write(header)
             yield cls(file, written)
 
     def add(self, attempt: int, keys: Sequence[str], texts: Sequence[Description]) -> None:
@@ -68,11 +68,11 @@ def _line(value: Mapping[str, object]) -> bytes:
     return json.dumps(value).encode() + b"\n"
 
 
-def _read(file: BinaryIO, head: bytes, written: dict[int, dict[str, Description]]) -> int:
+def _read(file: BinaryIO, header: bytes, written: dict[int, dict[str, Description]]) -> int:
     """Fills `written`; returns where the whole lines end, 0 if the file is of something else."""
-    if file.readline() != head:
+    if file.readline() != header:
         return 0
-    end = len(head)
+    end = len(header)
     for line in file:
         try:
             row = json.loads(line)

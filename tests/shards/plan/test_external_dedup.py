@@ -16,5 +16,5 @@ def test_more_hashes_than_the_buffer_holds(tmp_path: Path, monkeypatch: pytest.M
     for text in texts:
         dedup.add(hash64(text))
     assert len(dedup) == 500
-    assert dedup.firsts().tolist() == [texts.index(text) for text in texts]
-    assert ExternalDedup(tmp_path / "none").firsts().tolist() == []
+    assert dedup.first_equal().tolist() == [texts.index(text) for text in texts]
+    assert ExternalDedup(tmp_path / "none").first_equal().tolist() == []
