@@ -59,6 +59,13 @@ class TrainState:
     """Step of the last validation."""
     skipped_steps: int = 0
     """Number of those steps that changed no weight because loss or gradient was not finite."""
+    empty_steps: int = 0
+    """Number of those steps that changed no weight because none of their samples has a target."""
+
+    @property
+    def updates(self) -> int:
+        """Number of those steps that changed the weights."""
+        return self.step - self.skipped_steps - self.empty_steps
 
 
 class CheckpointManager:
@@ -151,7 +158,7 @@ class CheckpointManager:
                     f"restore the {key} it was made with, or start a new --out"
                 )
         train_state = TrainState(**record)
-        engine.load_state_dict(tensors, steps=train_state.step - train_state.skipped_steps)
+        engine.load_state_dict(tensors, steps=train_state.updates)
         return train_state
 
     def _folders(self) -> list[Path]:

@@ -34,6 +34,22 @@ class StepResult:
     """Whether any rank has a stop request."""
 
 
+class NoTargetsError(DataError):
+    """None of a step's samples has a target token. Raised on all ranks.
+
+    Args:
+        keys: This rank's samples.
+        stop: Whether any rank has a stop request.
+    """
+
+    def __init__(self, keys: Sequence[str], *, stop: bool) -> None:
+        super().__init__(
+            f"none of the samples {first_keys(keys)} has a target: are the photos described (`lavic describe`), and is "
+            "max_length long enough?"
+        )
+        self.stop = stop
+
+
 def train_step(
     engine: Engine,
     micro_batches: Sequence[MicroBatch],
@@ -59,7 +75,7 @@ def train_step(
 
     Raises:
         NonFiniteError: A loss or the gradient is not finite; the weights are unchanged, and the next step may follow.
-        DataError: The step has no target token.
+        NoTargetsError: The step has no target token; the weights are unchanged, and the next step may follow.
     """
     counts = torch.tensor(
         [
@@ -71,10 +87,8 @@ def train_step(
     enter_phase("the token count")
     targets, tokens, skipped = world.all_reduce(counts).tolist()
     if not targets:
-        raise DataError(
-            f"none of the samples {first_keys([key for batch in micro_batches for key in batch.keys])} has a target: "
-            "are the photos described (`lavic describe`), and is max_length long enough?"
-        )
+        keys = [key for batch in micro_batches for key in batch.keys]
+        raise NoTargetsError(keys, stop=world.any_rank(stop_requested()))
     if not engine.task.training:  # train() takes milliseconds on a large model
         engine.task.train()
     losses = []

@@ -16,7 +16,10 @@ from lavic.train.evaluation import Scorer, evaluate, inference
 from lavic.train.input.collate import MicroBatch
 from lavic.train.input.data_loader import TaskDataset, TrainDataLoader
 from lavic.train.nonfinite import NonFiniteError
-from lavic.train.train_step import train_step
+from lavic.train.train_step import NoTargetsError, train_step
+
+_EMPTY_STEPS = 8
+"""First steps without any target after which training ends: a step may have none by chance, if it has few samples."""
 
 
 class Trainer:
@@ -80,7 +83,7 @@ class Trainer:
             Stopped: On request.
             NonFiniteError: More than `loop.max_skipped` steps had a loss or gradient that is not finite; names the
                 samples.
-            DataError: A step without any target token.
+            NoTargetsError: The first steps have no target token.
         """
         try:
             self.notify("pre_train")
@@ -160,6 +163,13 @@ class Trainer:
             self.state = replace(self.state, skipped_steps=self.state.skipped_steps + 1)
             self.notify("post_skipped_step", error)
             metrics["skipped_steps"] = self.state.skipped_steps
+            stop = error.stop
+        except NoTargetsError as error:
+            empty = self.state.empty_steps + 1
+            if empty == step >= min(_EMPTY_STEPS, self.total_steps):  # no step had a target
+                raise
+            self.state = replace(self.state, empty_steps=empty)
+            metrics |= {"skipped": self.loop.global_batch_size, "empty_steps": empty}
             stop = error.stop
         else:
             metrics |= {"loss": result.loss, "grad_norm": result.grad_norm}

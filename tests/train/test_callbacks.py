@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lavic.distributed.context import DistributedContext
 from lavic.distributed.signals import StopRequest
@@ -17,8 +19,9 @@ from lavic.train.checkpoint import CheckpointManager
 from lavic.train.config import LoopSettings
 from lavic.train.deepspeed.engine import Engine
 from lavic.train.nonfinite import NonFiniteError
+from lavic.train.train_step import NoTargetsError
 from lavic.train.trainer import Trainer
-from tests.train.toy import ToyData, ToyTask, make_callbacks
+from tests.train.toy import ToyData, ToySample, ToyTask, make_callbacks
 
 HOOKS = [name for name in vars(Callback) if not name.startswith("_") and name != "enter_phase"]
 STEP = ["pre_load_batch", "post_load_batch", "pre_optim_step", "pre_log", "log_metrics", "post_step"]
@@ -34,7 +37,13 @@ def recorder(calls: list[str]) -> Callback:
 
 
 def trainer(
-    folder: Path, world: DistributedContext, steps: int, *callbacks: Callback, poison: int | None = None, **loop: Any
+    folder: Path,
+    world: DistributedContext,
+    steps: int,
+    *callbacks: Callback,
+    poison: int | None = None,
+    data: ToyData | None = None,
+    **loop: Any,
 ) -> Trainer:
     """A run of the toy with the callbacks of the commands and some more."""
     settings = LoopSettings(steps=steps, global_batch_size=8, **loop)
@@ -42,7 +51,7 @@ def trainer(
     stop = StopRequest()
     return Trainer(
         Engine(ToyTask(), world, settings),
-        ToyData(40, 1, poison=poison),
+        data or ToyData(40, 1, poison=poison),
         ToyData(13, 2),
         settings,
         world,
@@ -117,6 +126,44 @@ def test_a_run_never_resumes_from_before_a_validation(tmp_path: Path, world: Dis
     assert validated == [0, 3, 6]
     trainer(tmp_path, world, 12, eval_every=3, save_every=4).fit()
     assert [event["step"] for event in read_events(tmp_path / "metrics.jsonl", "resume")] == [0, 6]
+
+
+class PartlyUntargeted(ToyData):
+    """No sample of some steps has a target."""
+
+    def __init__(self, *steps: int) -> None:
+        super().__init__(40, 1)
+        self.steps = steps
+
+    def __getitem__(self, position: int) -> ToySample:
+        sample = super().__getitem__(position)
+        untargeted = position // 8 + 1 in self.steps
+        return replace(sample, inputs=sample.inputs[:0], labels=sample.labels[:0]) if untargeted else sample
+
+
+def test_a_step_without_targets_changes_no_weight(tmp_path: Path, world: DistributedContext) -> None:
+    """By chance a small step may have only samples without a target: that is no reason to end a training."""
+    data, loop = PartlyUntargeted(1, 4), {"eval_every": 1, "lr": 0.01, "save_every": 1}
+    uninterrupted = trainer(tmp_path / "uninterrupted", world, 6, data=data, **loop)
+    state = uninterrupted.fit()
+    assert (state.step, state.empty_steps, state.updates) == (6, 2, 4)
+    rows = {row["step"]: row for row in read_journal(tmp_path / "uninterrupted" / "metrics.jsonl") if "lr" in row}
+    assert [step for step, row in rows.items() if "loss" not in row] == [1, 4]
+    assert (rows[4]["skipped"], rows[4]["empty_steps"]) == (8, 2)
+    with pytest.raises(Stopped):
+        trainer(tmp_path / "stopped", world, 6, StopAt(4), data=data, **loop).fit()
+    resumed = trainer(tmp_path / "stopped", world, 6, data=data, **loop)
+    assert resumed.fit() == state
+    for name, weight in uninterrupted.engine.parameters.items():
+        assert torch.equal(weight, resumed.engine.parameters[name]), name
+
+
+def test_first_steps_without_any_target_end_the_run(tmp_path: Path, world: DistributedContext) -> None:
+    for steps, last in ((3, 3), (20, 8)):
+        run = trainer(tmp_path / str(steps), world, steps, data=PartlyUntargeted(*range(1, 21)), eval_every=1)
+        with pytest.raises(NoTargetsError, match=r"are the photos described \(`lavic describe`\)"):
+            run.fit()
+        assert run.state.step == last - 1 and run.state.best_step is None
 
 
 def test_console_output_is_thinned(

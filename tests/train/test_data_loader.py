@@ -82,11 +82,14 @@ def test_an_empty_set_and_an_indivisible_batch_are_refused() -> None:
 
 @pytest.mark.slow
 def test_an_error_outside_the_loader_ends_the_process() -> None:
-    """Its workers ignore the SIGTERM that Python sends them at exit before it waits for them."""
+    """Its workers ignore the SIGTERM that Python sends at exit before it waits for them; they are killed silently."""
     code = (
+        "import atexit, time\n"
+        "atexit.register(time.sleep, 0.5)\n"  # runs last: when the workers have died
         "from lavic.train.input.data_loader import prefetch\n"
-        "for number in prefetch(abs, range(-1000, 0), 1):\n"
-        "    raise ValueError('a step failed')\n"
+        "batches = prefetch(abs, range(-1000, 0), 1)\n"
+        "next(batches)\n"
+        "raise ValueError('a step failed')\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert result.returncode == 1 and result.stderr.endswith("ValueError: a step failed\n")

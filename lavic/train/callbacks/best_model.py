@@ -13,7 +13,7 @@ from lavic.train.trainer import Trainer
 class BestModel(Callback):
     """Keeps `best_step`, `best_loss`, `best_score` and `validations_since_best` of the trainer's state.
 
-    The untrained model of step 0 does not count.
+    The untrained model does not count.
 
     Args:
         score: Name of the score in `EvalResult.scores` whose highest value is best. The loss decides between equal
@@ -25,7 +25,7 @@ class BestModel(Callback):
 
     def post_eval(self, trainer: Trainer, result: EvalResult) -> None:
         state = trainer.state
-        if state.step == 0:
+        if state.updates == 0:
             return
         score = None if self._score is None else result.scores[self._score]
         if _better(score, result.loss, state):

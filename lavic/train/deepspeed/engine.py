@@ -130,6 +130,8 @@ class Engine:
             LavicError: A check failed, see `SanityChecks.check_save`.
         """
         self._checks.check_save()
+        if not self._zero.optimizer.state:  # every step so far was skipped
+            self._create_moments(0)
         tensors: dict[str, torch.Tensor] = {}
         for name, p in self.parameters.items():
             parts = {
@@ -155,12 +157,7 @@ class Engine:
             raise ConfigError(
                 f"the checkpoint is of another model or other LoRA settings ({unmatched[0]} and {len(unmatched)} keys)"
             )
-        adam = self._zero.optimizer
-        for group in adam.param_groups:
-            (flat,) = group["params"]  # this rank's part of all weights
-            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
-            adam.state[flat] = {"step": torch.tensor(float(steps)), **moments}
-        self._zero._lazy_init_hp_params_optimizer_state()  # views of the moments, by parameter
+        self._create_moments(steps)
         for name, p in self.parameters.items():
             weight = state[f"{name}/weight"].to(self.device)
             if weight.shape != p.shape:
@@ -169,6 +166,15 @@ class Engine:
             p.data.copy_(weight)
             for key in MOMENTS:
                 self._utils.safe_set_full_optimizer_state(p, state[f"{name}/{key}"].to(self.device), key)
+
+    def _create_moments(self, steps: int) -> None:
+        """Creates AdamW's state, which it would create at its first update, for `steps` updates done."""
+        adam = self._zero.optimizer
+        for group in adam.param_groups:
+            (flat,) = group["params"]  # this rank's part of all weights
+            moments = {key: torch.zeros_like(flat) for key in MOMENTS}
+            adam.state[flat] = {"step": torch.tensor(float(steps)), **moments}
+        self._zero._lazy_init_hp_params_optimizer_state()  # views of the moments, by parameter
 
     def close(self) -> None:
         """Removes DeepSpeed's hooks from the task, which can then be saved, merged or given to another engine."""

@@ -148,6 +148,7 @@ def _identity(item: Any) -> Any:
 
 
 def _kill(workers: Sequence[BaseProcess]) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise an error about killed workers
     for worker in workers:
         worker.kill()
 
