@@ -138,7 +138,15 @@ class ItemStore:
         folder = Path(folder)
         if not folder.is_dir():
             raise DataError(f"{folder}: no such item store: build it with `lavic embed`")
-        return cls(folder, StoreManifest.read(folder), mapped=mapped)
+        manifest = StoreManifest.read(folder)
+        while True:
+            try:
+                return cls(folder, manifest, mapped=mapped)
+            except DataError:
+                # `lavic embed` removes the files of older parts once the manifest lists the new ones.
+                if (changed := StoreManifest.read(folder)) == manifest:
+                    raise
+                manifest = changed
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.folder, self.manifest.digest)

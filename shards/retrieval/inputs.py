@@ -82,6 +82,8 @@ def _check_outputs(chosen: RetrieveSettings, outputs: Sequence[Path]) -> None:
     """
     sources = [as_path(path) for path in (*chosen.conversations, *find_files(chosen.items))]
     present = [path for path in sources if not is_remote(path) and path.exists()]
+    if chosen.folder.resolve() == chosen.index.resolve():
+        raise ConfigError(f"--index {chosen.index}: the lists are written there too: use a folder of its own")
     for out in outputs:
         if out.exists() and any(out.samefile(path) for path in present):
             raise ConfigError(f"--out {out}: is an input too: use another one")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lavic.errors import DataError
-from lavic.model.item_store import ItemStore, write_manifest, write_part
+from lavic.model.item_store import ItemStore, StoreManifest, write_manifest, write_part
 from lavic.model.loading import Backbone
 
 
@@ -32,6 +32,20 @@ def test_rows_come_back_in_any_order(tmp_path: Path, backbone: Backbone) -> None
     assert store.title("I3") == "title\u20283"
     assert "I2" in store and "I9" not in store
     assert store.vision_adapter is None
+
+
+def test_a_store_that_grows_while_it_is_opened_is_opened(
+    tmp_path: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_store(tmp_path / "store", backbone)
+    smaller = StoreManifest.read(tmp_path / "store")
+    for part in smaller.parts:
+        (tmp_path / "store" / f"tokens-{part.name}.safetensors").unlink()
+    items = [{"id": f"I{i}", "key": f"I{i}_0", "title": ""} for i in range(7)]
+    part = write_part(tmp_path / "store", "grown", items, torch.zeros(7, 5, backbone.vision_width))
+    manifests = [smaller, write_manifest(tmp_path / "store", backbone, None, [part])]
+    monkeypatch.setattr(StoreManifest, "read", lambda folder: manifests.pop(0))
+    assert len(ItemStore.open(tmp_path / "store")) == 7 and not manifests
 
 
 def test_unknown_ids_are_named(tmp_path: Path, backbone: Backbone) -> None:

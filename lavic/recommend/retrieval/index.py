@@ -87,7 +87,16 @@ class RetrievalIndex:
         Raises:
             DataError: It is not there, cut short, or damaged.
         """
-        return cls(Path(folder), IndexManifest.read(Path(folder)), shard)
+        folder = Path(folder)
+        manifest = IndexManifest.read(folder)
+        while True:
+            try:
+                return cls(folder, manifest, shard)
+            except DataError:
+                # A command that extends the index removes the files of the smaller one.
+                if (changed := IndexManifest.read(folder)) == manifest:
+                    raise
+                manifest = changed
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RetrievalIndex, (self.folder, self.manifest, self.shard, self.methods)

@@ -10,6 +10,7 @@ from lavic.recommend.retrieval import RetrievalIndex
 from lavic.recommend.retrieval.bm25.build import Bm25Builder, Bm25Settings
 from lavic.recommend.retrieval.build import VectorBuilder, add_methods, prepare_index
 from lavic.recommend.retrieval.item_table import Row
+from lavic.recommend.retrieval.manifest import IndexManifest
 from tests.recommend.retrieval.index_data import TEXT, embed, make_index, random_rows, search_all
 
 
@@ -90,6 +91,16 @@ def test_an_extended_index_equals_a_new_one(tmp_path):
     assert grown.manifest.file_names() == {path.name for path in (tmp_path / "grown").iterdir()}
     with pytest.raises(DataError, match="1 of the index are gone"):
         make_index(tmp_path / "grown", rows[1:], extend=True)
+
+
+def test_an_index_that_grows_while_it_is_opened_is_opened(tmp_path, monkeypatch):
+    rows = random_rows(250)
+    smaller = make_index(tmp_path / "index", rows[:150]).manifest
+    grown = make_index(tmp_path / "index", rows, extend=True)
+    grown_search = search_all(grown)
+    manifests = [smaller, grown.manifest]
+    monkeypatch.setattr(IndexManifest, "read", lambda folder: manifests.pop(0))
+    assert search_all(RetrievalIndex.open(tmp_path / "index")) == grown_search and not manifests
 
 
 def test_extending_embeds_only_new_items(tmp_path):

@@ -134,6 +134,15 @@ def test_a_catalogue_without_items_is_refused_with_counts(tmp_path, argv, capsys
     assert last == f"lavic retrieve: error: {tmp_path / 'empty.jsonl'}: no item to index; unreadable 1"
 
 
+def test_lists_are_not_written_into_the_index(tmp_path, argv, capsys):
+    index = argv[argv.index("--index") + 1]
+    for _ in range(2):  # before and after it is there
+        assert main([*argv, "--out", index]) == 2
+        assert f"--index {index}: the lists are written there too" in capsys.readouterr().err
+        assert main([*argv, "--out", f"{tmp_path / 'lists'}", "--draws", "50"]) == 0
+        capsys.readouterr()
+
+
 def test_an_input_is_not_overwritten(tmp_path, argv, capsys):
     test = tmp_path / "test.jsonl"
     before = test.read_bytes()
