@@ -224,8 +224,10 @@ def _item_from_photo_row(meta: Mapping[str, Any]) -> Item:
 
 
 def _image_list(images: Any) -> list[Mapping[str, Any]]:
-    """One mapping of size to URL per photo, from a list of objects, an object of lists, or a list of URLs."""
+    """One mapping of size to URL per photo, from a list of objects or of URLs, an object of lists, or one object."""
     if isinstance(images, Mapping):
+        if any(isinstance(images.get(size), str) for size in SIZES):
+            return [images]
         columns = {size: images[size] for size in SIZES if isinstance(images.get(size), (list, tuple))}
         rows = max((len(column) for column in columns.values()), default=0)
         return [{size: column[n] for size, column in columns.items() if n < len(column)} for n in range(rows)]

@@ -61,6 +61,23 @@ def test_a_truncated_json_object_is_refused_with_its_line(tmp_path: Path) -> Non
         list(read_items([path]))
 
 
+@pytest.mark.parametrize("whole", [json.dumps(ROWS, indent=1), json.dumps(METAS, indent=1), "[]\n[\n]"])
+def test_a_list_or_object_that_is_truncated_anywhere_is_refused(tmp_path: Path, whole: str) -> None:
+    for cut in range(1, len(whole) - 1):
+        if whole[:cut].strip() in ("[]", "{}"):
+            continue
+        (tmp_path / "a.json").write_text(whole[:cut])
+        with pytest.raises(DataError, match=r"a\.json:\d+: not JSON"):
+            list(read_items([tmp_path / "a.json"]))
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_what_follows_a_list_is_not_ignored(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(json.dumps(ROWS[:1]) + "\n</html>\n")
+    with pytest.raises(DataError, match=r"2: not JSON"):
+        list(read_items([tmp_path / name]))
+
+
 def test_a_truncated_gzip_is_refused(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "meta.jsonl.gz", ROWS)
     path.write_bytes(path.read_bytes()[:-40])

@@ -109,6 +109,12 @@ CONTENTS: dict[str, tuple[str, bytes]] = {
         "a.json.gz",
         b"".join(map(gzip.compress, (json.dumps(METAS).encode()[:99], json.dumps(METAS).encode()[99:]))),
     ),
+    "two lists": ("a.json", b"\n".join(json.dumps(part).encode() for part in (ROWS[:2], [], ROWS[2:]))),
+    "a list in each line": ("a.jsonl", b"\n".join(json.dumps([row]).encode() for row in ROWS)),
+    "lists in two gzip members": ("a.json", b"".join(gzip.compress(json.dumps([row]).encode()) for row in ROWS)),
+    "lists with byte order marks": ("a.json", b"".join(b"\xef\xbb\xbf" + json.dumps([row]).encode() for row in ROWS)),
+    "lines with byte order marks": ("a.jsonl", b"".join(b"\xef\xbb\xbf%s\n" % json.dumps(r).encode() for r in ROWS)),
+    "a list, then lines": ("a.json", b"\n".join(json.dumps(row).encode() for row in (ROWS[:1], *ROWS[1:]))),
     "details before the id": ("a.json", b"\n".join(json.dumps({"details": {"a": 1}, **row}).encode() for row in ROWS)),
 }
 

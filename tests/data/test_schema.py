@@ -40,6 +40,10 @@ def test_images_as_lists_give_the_same_item() -> None:
     assert item_from_meta({**AMAZON, "images": columns}) == item_from_meta(AMAZON)
 
 
+def test_images_as_one_object_are_one_photo() -> None:
+    assert item_from_meta({**AMAZON, "images": AMAZON["images"][2]}).images == ("http://x/h2.jpg",)
+
+
 def test_details_as_object_or_text_give_the_same_item() -> None:
     assert item_from_meta({**AMAZON, "details": {"a": "x", "b": 1}}) == item_from_meta(AMAZON)
     assert json.loads(item_from_meta({**AMAZON, "details": "not json"}).details) == {"text": "not json"}

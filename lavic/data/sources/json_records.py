@@ -21,7 +21,8 @@ Form = Literal["lines", "values", "list", "keyed"]
 
 _CHUNK = 1 << 20
 _LOST = "the records after it cannot be found: is the file cut off? Download it again, or correct it"
-_SPACE_OR_COMMA = " \t\r\n,"
+_SPACE_OR_COMMA = " \t\r\n,\ufeff"
+"""Between records; a byte order mark is there in files that were concatenated."""
 
 
 def json_records(
@@ -45,18 +46,18 @@ def json_records(
         return
     # Broken UTF-8 is kept as surrogates until the record that holds it is known.
     text = _Scanner(path, io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="\n"))
-    if form == "list":
-        text.skip("[")
-    while (mark := text.peek()) and not (form == "list" and mark == "]"):
+    # Files may be concatenated: there may be another list, or another object, behind the first.
+    while mark := text.peek():
         if form == "keyed":
             text.skip("{")
             yield from _members(text, errors)
             text.skip("}")
-            continue
-        try:
-            yield text.value(None)
-        except BadRecord as error:
-            report(error, errors)
+        elif form == "list" and mark == "[":
+            text.skip("[")
+            yield from _values(text, "]", errors)
+            text.skip("]")
+        else:
+            yield from _values(text, "[" if form == "list" else "", errors)
 
 
 def form_of(sample: str, is_json: bool) -> Form:
@@ -105,11 +106,20 @@ def _lines(path: str, file: TextFile, errors: OnError | None) -> Iterator[Record
             report(BadRecord(path, number, f"a line of more than {text_files.MAX_LINE_BYTES >> 20} MiB"), errors)
         elif line.strip():
             try:
-                yield Record(path, number, None, parse_json(line.decode()))
+                yield Record(path, number, None, parse_json(line.decode().lstrip("\ufeff")))
             except UnicodeDecodeError:
                 report(BadRecord(path, number, "not JSON (not UTF-8)"), errors)
             except BadJson as error:
                 report(BadRecord(path, number, f"not JSON ({error})"), errors)
+
+
+def _values(text: _Scanner, end: str, errors: OnError | None) -> Iterator[Record]:
+    """Records up to a character, or to the end of the file."""
+    while text.peek() not in (end, ""):
+        try:
+            yield text.value(None)
+        except BadRecord as error:
+            report(error, errors)
 
 
 def _members(text: _Scanner, errors: OnError | None) -> Iterator[Record]:
