@@ -25,8 +25,8 @@ NEVER = "DependencyNeverSatisfied"
 """SLURM's reason for a job whose dependency failed."""
 
 _TIMEOUT_S = 60.0
-_CLIENT_VARIABLES = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_TIME_FORMAT")
-"""Variables by which SLURM's commands find their controller; all others beginning with SLURM_ describe a job."""
+_CLIENT_VARIABLES = ("SLURM_CLUSTERS", "SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_TIME_FORMAT")
+"""Variables by which SLURM's commands find their cluster; all others beginning with SLURM_ describe a job."""
 _LOOKUPS, _PAUSE_S = 3, 5.0
 """How often the queue is searched for a job after sbatch gave no answer, and the pause between searches."""
 _NO_ANSWER = re.compile(

@@ -79,11 +79,12 @@ def test_a_job_that_is_submitted_within_a_job_inherits_nothing_of_it(cluster, mo
     """srun refuses SLURM_MEM_PER_CPU of the outer job beside SLURM_MEM_PER_NODE of the inner one."""
     for name in ("SLURM_JOB_ID", "SLURM_MEM_PER_CPU", "SLURM_CPU_BIND", "SLURM_TMPDIR"):
         monkeypatch.setenv(name, "7")
-    monkeypatch.setenv("SLURM_CONF", "/etc/slurm/other.conf")
+    clients = {"SLURM_CONF": "/etc/slurm/other.conf", "SLURM_CLUSTERS": "gpus"}
+    for name, value in clients.items():
+        monkeypatch.setenv(name, value)
     assert submit("--only", "crawl") == 0
     for job in jobs(cluster):
-        described = {name: value for name, value in job["env"].items() if name.startswith("SLURM_")}
-        assert described == {"SLURM_CONF": "/etc/slurm/other.conf"}
+        assert {name: value for name, value in job["env"].items() if name.startswith("SLURM_")} == clients
 
 
 def test_a_job_that_appears_late_is_not_submitted_again(cluster, capsys):
