@@ -61,7 +61,10 @@ def test_a_truncated_json_object_is_refused_with_its_line(tmp_path: Path) -> Non
         list(read_items([path]))
 
 
-@pytest.mark.parametrize("whole", [json.dumps(ROWS, indent=1), json.dumps(METAS, indent=1), "[]\n[\n]"])
+SHORT = {id: {"asin": id, "title": "a", "images": []} for id in ("B0", "B1")}
+
+
+@pytest.mark.parametrize("whole", [json.dumps(SHORT), json.dumps([*SHORT.values()], indent=1), "[]\n[\n]"])
 def test_a_list_or_object_that_is_truncated_anywhere_is_refused(tmp_path: Path, whole: str) -> None:
     for cut in range(1, len(whole) - 1):
         if whole[:cut].strip() in ("[]", "{}"):
@@ -69,6 +72,9 @@ def test_a_list_or_object_that_is_truncated_anywhere_is_refused(tmp_path: Path, 
         (tmp_path / "a.json").write_text(whole[:cut])
         with pytest.raises(DataError, match=r"a\.json:\d+: not JSON"):
             list(read_items([tmp_path / "a.json"]))
+        if cut > len('{"B0": {'):  # before, it may be a broken line
+            with pytest.raises(DataError):
+                list(read_items([tmp_path / "a.json"], lambda _: None))
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
