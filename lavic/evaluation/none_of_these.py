@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lavic.evaluation.test_set import TestSet
 
 if TYPE_CHECKING:
@@ -20,19 +22,22 @@ def none_of_these_metrics(
         `lists_without`: lists without a target, and `said_none_without`: the share of them with the answer "none of
         these"; `lists_with` and `said_none_with`: the same for lists with a target, where the answer is wrong; `auc`:
         the probability that a list without a target gets more probability of "none" than one with (ties half). A share
-        of no lists is None. None for a model without this answer.
+        of no lists is None. Empty lists, about which no model is asked, do not count. None for a model without this
+        answer.
     """
-    if any(ranking is None or ranking.none is None for ranking in rankings):
-        return None
-    known = [ranking for ranking in rankings if ranking is not None]
     groups: dict[bool, list[tuple[float, bool]]] = {True: [], False: []}
-    for conversation, candidates, ranking in zip(test_set.conversations, test_set.lists, known, strict=True):
-        none = ranking.none or 0.0
+    for conversation, candidates, ranking in zip(test_set.conversations, test_set.lists, rankings, strict=True):
+        if not candidates:
+            continue
+        if ranking is None or ranking.none is None:
+            return None
+        none = ranking.none
         answered_none = none > (1 - none) * max(ranking.probabilities, default=0.0)  # normalized without "none"
         groups[bool(set(conversation.targets) & set(candidates))].append((none, answered_none))
     without, present = groups[False], groups[True]
     pairs = len(without) * len(present)
-    wins = sum((a > b) + 0.5 * (a == b) for a, _ in without for b, _ in present)
+    scores, others = np.array([none for none, _ in without]), np.sort([none for none, _ in present])
+    wins = sum(float(np.searchsorted(others, scores, side).sum()) / 2 for side in ("left", "right"))
     return {
         "lists_without": len(without),
         "lists_with": len(present),

@@ -95,9 +95,12 @@ def rank_dense(test_set: TestSet, texts: Mapping[str, str], dense: DenseSettings
     if not ids:
         return [by_score(candidates, {}) for candidates in test_set.lists]
     encoder = SentenceEncoder(dense_settings(dense), batch_size=dense.batch_size)
-    vectors = _unit(encoder.documents([texts[item] for item in ids]))
+    # Each text once, so that items of the same text are tied: a model's last digits depend on the batch.
+    distinct = list(dict.fromkeys(texts[item] for item in ids))
+    vectors = _unit(encoder.documents(distinct))
     queries = _unit(encoder.queries([_readable(query_text(conversation)) for conversation in test_set.conversations]))
-    row_of_item = {item: row for row, item in enumerate(ids)}
+    row_of_text = {text: row for row, text in enumerate(distinct)}
+    row_of_item = {item: row_of_text[texts[item]] for item in ids}
     return [
         by_score(
             candidates, {item: float(vectors[row_of_item[item]] @ query) for item in candidates if item in row_of_item}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -301,6 +302,10 @@ def test_none_of_these_metrics_by_hand(assets: Assets, tmp_path: Path) -> None:
         "auc": 0.75,
     }
     assert none_of_these_metrics(test_set, [RankedList(ids=())] * 4) is None
+    with_empty_list = replace(test_set, conversations=test_set.conversations[:1] * 5, lists=(*test_set.lists, ()))
+    rankings = [ranked_list(0.9, 0.5, 0.3, 0.2), *[ranked_list(0.2, 0.9, 0.1, 0.0)] * 3, RankedList(ids=())]
+    metrics = none_of_these_metrics(with_empty_list, rankings)
+    assert metrics is not None and metrics["lists_without"] + metrics["lists_with"] == 4
 
 
 # --- through the commands -------------------------------------------------------------------------------

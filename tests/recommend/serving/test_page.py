@@ -179,6 +179,22 @@ def test_markup_in_titles_is_escaped(browser, tmp_path):
         reader.check()
 
 
+def test_text_of_any_direction_does_not_turn_the_words_beside_it(browser, tmp_path):
+    shop = make_shop(tmp_path / "set", ["\u202emug (blue)!", "كوب أزرق!"], count=4)
+    with running(shop.app()) as url:
+        browser.open(url)
+        reader = Reader(browser, url)
+        reader.say("أريد كوباً!")
+        for _ in range(2):
+            reader.click(".card:not(.liked) .like")
+        directions = browser.driver.execute_script(
+            "return [...document.querySelectorAll('.turn .text, .card .title')].map("
+            "place => [place.textContent, getComputedStyle(place).direction, getComputedStyle(place).unicodeBidi])"
+        )
+        assert {bidi for _, _, bidi in directions} <= {"isolate", "plaintext"}
+        assert {direction for text, direction, _ in directions if "ك" in text} == {"rtl"}
+
+
 def test_the_content_security_policy_blocks_injection(reader):
     driver = reader.browser.driver
     thrown, hacked = driver.execute_async_script("""
