@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavic.launch.demo import DemoSettings, port, stages
+from lavic.launch.demo.command import catalogue_port
+from lavic.launch.demo.stages import DemoSettings, stages
 from lavic.mini.photo_server import PhotoServer
 
 BESIDE = ("tune_retriever", "retrieve", "evaluate", "recommend")
@@ -41,7 +42,7 @@ def make_demo(demo: Path, seed: int, *, small: bool) -> None:
     """The demo's bundles: tuned with item tokens, and with titles alone."""
     photos = demo / "catalog" / "images"
     photos.mkdir(parents=True, exist_ok=True)
-    with PhotoServer(photos, port(demo / "catalog")) as server:
+    with PhotoServer(photos, catalogue_port(demo / "catalog")) as server:
         for stage in stages(DemoSettings(out=demo, seed=seed, small=small), server.url):
             if stage.name not in BESIDE:
                 lavic(*stage.argv)  # of the controls, which are tuned in parallel, the first: titles alone

@@ -21,7 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lavic.launch.demo import DemoSettings, port, stages
+from lavic.launch.demo.command import catalogue_port
+from lavic.launch.demo.stages import DemoSettings, stages
 from lavic.mini.photo_server import PhotoServer
 
 KEY = "candidates_st"
@@ -61,7 +62,7 @@ def run_seed(folder: Path, seed: int, *, small: bool) -> dict[str, float]:
     steps = ("--loop.steps", "6", "--loop.save-every", "3") if small else ()
     photos = demo / "catalog" / "images"
     photos.mkdir(parents=True, exist_ok=True)
-    with PhotoServer(photos, port(demo / "catalog")) as server:
+    with PhotoServer(photos, catalogue_port(demo / "catalog")) as server:
         for stage in stages(DemoSettings(out=demo, seed=seed, small=small), server.url):
             if stage.name not in BESIDE:
                 lavic(*stage.argv)

@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "sync": ("lavic.launch.sync", "send runs' journals to an MLflow server, without duplicates"),
     "mini": ("lavic.launch.mini", "parts of the demo: catalog, serve, pretrain, dump; realshape, a model for tests"),
-    "demo": ("lavic.launch.demo", "the whole pipeline in miniature, from crawl to report"),
+    "demo": ("lavic.launch.demo.command", "the whole pipeline in miniature, from crawl to report"),
     "doctor": ("lavic.launch.doctor", "what this machine has, what is missing and how to install it"),
     "preflight": ("lavic.launch.preflight.command", "check the nodes of a job before it starts"),
 }

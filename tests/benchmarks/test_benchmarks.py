@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import pytest
 from PIL import Image
 
-from lavic.launch.demo import DemoSettings, stages
+from lavic.launch.demo.stages import DemoSettings, stages
 from tests.fork_server import ForkServer
 
 pytestmark = pytest.mark.slow

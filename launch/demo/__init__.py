@@ -1,0 +1,1 @@
+"""`lavic demo`: its stages, how they run, and the summary of their results."""
