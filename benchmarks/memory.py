@@ -14,33 +14,26 @@ the increase in total PSS, as Linux counts it: a page that several share counts 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
+import document
 import numpy as np
+from memory_catalogue import FEW, READABLE, SHARD, item_id, make_catalogue
 
 HERE = Path(__file__).parent
 DOCUMENT = HERE.parent / "docs" / "benchmarks.md"
 RESULT = HERE / "memory.json"
-SHARD = 5000
-"""Photos of a shard, as in configs/crawl-amazon-2023.yaml."""
-READABLE = 80
-"""Shards with samples that can be read; of the others the first header is there."""
-FEW = 10
-"""Photos of a shard up to which all shards can be read."""
 ITEMS = (1_000_000, 10_000_000)
 PROCESSES = (1, 4)
 LOOKUPS = 20_000
@@ -52,94 +45,6 @@ RANKS, WORKERS = 8, 8
 """Of the node that is computed: ranks, and data workers of each."""
 PARTS = {"photos": "set and plan", "store": "item store"}
 """What is opened: for `distill` and `embed`, and for `tune` and `evaluate`."""
-WIDTH, VIEWS = 1024, 5
-JPG = bytes(400)
-_TEXT = "A red mug of glazed stoneware with a wide handle, photographed from the side against a plain grey background."
-
-
-# -- The catalogue ----------------------------------------------------------------------------------------------------
-
-
-def item_id(number: int) -> str:
-    """An id like those of Amazon, in no order."""
-    return "B" + f"{number * 2_654_435_761 % 36**9:09X}"[-9:]
-
-
-def make_set(folder: Path, items: int, per_shard: int = SHARD) -> None:
-    """A set of one photo for each item."""
-    from lavic.data.descriptions import descriptions_path
-    from lavic.data.ledger import ledger_path
-    from lavic.data.manifest import Manifest, ShardEntry, shard_name
-    from lavic.data.tar_shards import Sample, index_path
-    from lavic.data.tar_writer import ShardWriter, pack_offsets
-
-    folder.mkdir(parents=True)
-    entries = []
-    for number, start in enumerate(range(0, items, per_shard)):
-        path = folder / shard_name("memory", "train", number)
-        count = min(per_shard, items - start)
-        ids = [item_id(row) for row in range(start, start + count)]
-        digests = [hashlib.sha256(id.encode()).hexdigest() for id in ids]
-        if number < READABLE or per_shard <= FEW:
-            with ShardWriter(path) as shard:
-                for id, digest in zip(ids, digests, strict=True):
-                    shard.add(
-                        Sample.of(
-                            item_id=id, n=0, jpg=JPG, title=f"Item {id}", width=1, height=1,
-                            source_sha256=digest, sha256=digest,
-                        )
-                    )  # fmt: skip
-            size = shard.bytes
-        else:
-            offsets = [2560 * row for row in range(count + 1)]
-            size = -(-(offsets[-1] + 1024) // 10240) * 10240
-            with path.open("wb") as file:
-                file.write(f"{ids[0]}_0.jpg".encode().ljust(512, b"\0"))
-                file.truncate(size)
-            index_path(path).write_bytes(pack_offsets(offsets))
-        rows = (
-            f'{{"key": "{id}_0", "item_id": "{id}", "n": 0, "url": "http://127.0.0.1/{id}.jpg", "kind": "ok", '
-            f'"http": 200, "attempts": 1, "bytes": 48000, "sha256": "{digest}"}}\n'
-            for id, digest in zip(ids, digests, strict=True)
-        )
-        ledger_path(path).write_text("".join(rows), "utf-8")
-        rows = (
-            f'{{"key": "{id}_0", "text": "{id}: {_TEXT}", "model": "m", "weights": "w", "prompt": "1", '
-            '"views": "five", "dtype": "", "max_new_tokens": "128"}\n'
-            for id in ids
-        )
-        descriptions_path(path).write_text("".join(rows), "utf-8")
-        entries.append(ShardEntry(name=path.name, samples=count, bytes=size, sha256=digests[0]))
-    Manifest(folder=folder, set="memory", split="train", shards=tuple(entries)).save()
-
-
-def make_store(folder: Path, items: int, per_part: int = SHARD) -> None:
-    """An item store without its index: lists of items, and tokens that are holes."""
-    from lavic.model.item_store import Part, StoreManifest
-
-    folder.mkdir(parents=True)
-    parts = []
-    for start in range(0, items, per_part):
-        name, count = hashlib.sha256(str(start).encode()).hexdigest()[:16], min(per_part, items - start)
-        rows = (
-            f'{{"id": "{id}", "key": "{id}_0", "title": "{f"Item {id}".ljust(70, ".")}"}}\n'
-            for id in map(item_id, range(start, start + count))
-        )
-        lines = "".join(rows).encode()
-        (folder / f"items-{name}.jsonl").write_bytes(lines)
-        size = count * VIEWS * WIDTH * 2
-        tokens = {"dtype": "F16", "shape": [count, VIEWS, WIDTH], "data_offsets": [0, size]}
-        header = json.dumps({"tokens": tokens}).encode()
-        header += b" " * (-len(header) % 8)
-        with (folder / f"tokens-{name}.safetensors").open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            file.truncate(8 + len(header) + size)
-        parts.append(Part(name=name, items=count, sha256="0" * 64, items_sha256=hashlib.sha256(lines).hexdigest()))
-    manifest = StoreManifest(
-        base="memory", fingerprint="0" * 16, vision_adapter=None, geometry={"views": VIEWS}, width=WIDTH,
-        parts=tuple(parts),
-    )  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(asdict(manifest)), "utf-8")
 
 
 # -- A process that holds a set and a store ---------------------------------------------------------------------------
@@ -147,21 +52,21 @@ def make_store(folder: Path, items: int, per_part: int = SHARD) -> None:
 
 def hold(folder: Path, warm: Path) -> None:
     """Opens and reads a set, then a store, each when a line comes, and holds both until the next line."""
-    for place in (warm, folder):  # first a small one: for what is imported late and does not depend on the size
-        kept = []
+    for root in (warm, folder):  # first a small one: for what is imported late and does not depend on the size
+        parts = []
         for open_part, read in ((open_photos, read_photos), (open_store, read_store)):
-            if place is folder:
+            if root is folder:
                 sys.stdin.readline()
-            began = time.monotonic()
-            part = open_part(place)
-            opened = time.monotonic() - began
-            kept.append(part)
-            took = read(*part)
-            if place is folder:
-                sent = len(ForkingPickler.dumps(part[0]))
-                say({"open_s": opened, "lookup_s": took, "sent": sent, "shm": mapped_shm()})
-        if place is warm:
-            say({"ready": True})
+            start = time.monotonic()
+            part = open_part(root)
+            open_s = time.monotonic() - start
+            parts.append(part)
+            lookup_s = read(*part)
+            if root is folder:
+                pickled_bytes = len(ForkingPickler.dumps(part[0]))
+                send({"open_s": open_s, "lookup_s": lookup_s, "sent": pickled_bytes, "shm": mapped_shm()})
+        if root is warm:
+            send({"ready": True})
     sys.stdin.readline()
 
 
@@ -197,29 +102,29 @@ def read_photos(train: Any, photos: Any) -> float:
         else:  # its samples are holes
             data._index(number)
             assert data._text(number, 0, {"key": index.keys[row], "title": ""}, "")
-    places = range(0, min(len(train), readable - 100), 97)
-    began = time.perf_counter()
-    for place in places:
-        train.meta_and_text(place)
+    positions = range(0, min(len(train), readable - 100), 97)
+    start = time.perf_counter()
+    for position in positions:
+        train.meta_and_text(position)
     assert total > 0
-    return (time.perf_counter() - began) / max(1, len(places))
+    return (time.perf_counter() - start) / max(1, len(positions))
 
 
 def read_store(store: Any) -> float:
     """Looks up the titles of some items, then reads what a lookup of all would; seconds of one."""
-    choice = random.Random(0)
-    wanted = [item_id(choice.randrange(len(store))) for _ in range(min(LOOKUPS, 10 * len(store)))]
-    began = time.perf_counter()
-    total = sum(len(store.title(id)) for id in wanted)
-    took = (time.perf_counter() - began) / len(wanted)
+    rng = random.Random(0)
+    ids = [item_id(rng.randrange(len(store))) for _ in range(min(LOOKUPS, 10 * len(store)))]
+    start = time.perf_counter()
+    total = sum(len(store.title(id)) for id in ids)
+    lookup_s = (time.perf_counter() - start) / len(ids)
     total += sum(int(store.items._file[name].sum(dtype=np.uint64)) for name in ("hashes", "rows", "starts"))
     assert total > 0
-    return took
+    return lookup_s
 
 
-def say(what: dict[str, Any]) -> None:
+def send(message: dict[str, Any]) -> None:
     """A line for whoever started this process."""
-    print(json.dumps(what), flush=True)
+    print(json.dumps(message), flush=True)
 
 
 # -- Measuring --------------------------------------------------------------------------------------------------------
@@ -230,27 +135,27 @@ def measure(folder: Path, warm: Path, processes: int) -> dict[str, Any]:
     import psutil
 
     command = [sys.executable, __file__, "--hold", str(folder), str(warm)]
-    started = [
+    holders = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(processes)
     ]
     try:
-        for process in started:
-            hear(process)
-        watched = [psutil.Process(process.pid) for process in started]
+        for process in holders:
+            read_answer(process)
+        monitored = [psutil.Process(process.pid) for process in holders]
         row: dict[str, Any] = {"processes": processes}
-        before = sum(process.memory_full_info().pss for process in watched)
+        previous = sum(process.memory_full_info().pss for process in monitored)
         for part in PARTS:
-            for process in started:
-                tell(process)
-            answers = [hear(process) for process in started]
-            after = sum(process.memory_full_info().pss for process in watched)
+            for process in holders:
+                let_continue(process)
+            answers = [read_answer(process) for process in holders]
+            current = sum(process.memory_full_info().pss for process in monitored)
             largest = {name: max(answer[name] for answer in answers) for name in answers[0]}
-            row[part], before = {"node": after - before, **largest}, after
-        row["files"] = max(process.num_fds() for process in watched)
+            row[part], previous = {"node": current - previous, **largest}, current
+        row["files"] = max(process.num_fds() for process in monitored)
         return row
     finally:
-        for process in started:
-            tell(process)
+        for process in holders:
+            let_continue(process)
             process.wait(60)
 
 
@@ -259,7 +164,7 @@ def mapped_shm() -> int:
     return sum("/dev/shm/" in line for line in Path("/proc/self/maps").read_text().splitlines())
 
 
-def hear(process: subprocess.Popen[str]) -> dict[str, Any]:
+def read_answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     """The next line of a process.
 
     Raises:
@@ -271,36 +176,29 @@ def hear(process: subprocess.Popen[str]) -> dict[str, Any]:
     return json.loads(line)
 
 
-def tell(process: subprocess.Popen[str]) -> None:
+def let_continue(process: subprocess.Popen[str]) -> None:
     """Lets a process go on."""
     if process.poll() is None:
         process.stdin.write("\n")
         process.stdin.flush()
 
 
-def catalogue(folder: Path, items: int, per_shard: int = SHARD) -> None:
-    """A set, a small one to validate with, and a store."""
-    make_set(folder / "set", items, per_shard)
-    make_set(folder / "valid", 10)
-    make_store(folder / "store", items, per_shard)
-
-
 def run(work: Path, sizes: Sequence[int], processes: Sequence[int], shards: int, shard: int) -> dict[str, Any]:
     """All measurements; the catalogue is removed after each."""
     warm, folder = work / "warm", work / "shards"
-    catalogue(warm, 100)
-    catalogue(folder, 2 * shards, 2)
+    make_catalogue(warm, 100)
+    make_catalogue(folder, 2 * shards, 2)
     result: dict[str, Any] = {"shards": {"shards": shards, **measure(folder, warm, 1)}, "sizes": {}}
     shutil.rmtree(folder)
     for items in sizes:
         folder = work / str(items)
-        catalogue(folder, items, shard)
-        began = time.monotonic()
-        kept = open_photos(folder), open_store(folder)  # makes the indexes
-        del kept
-        made = time.monotonic() - began
+        make_catalogue(folder, items, shard)
+        start = time.monotonic()
+        opened = open_photos(folder), open_store(folder)  # makes the indexes
+        del opened
+        build_s = time.monotonic() - start
         rows = [measure(folder, warm, number) for number in processes]
-        result["sizes"][str(items)] = {"index_s": made, "measured": rows}
+        result["sizes"][str(items)] = {"index_s": build_s, "measured": rows}
         shutil.rmtree(folder)
         print(f"{items:,}: {rows}", flush=True)
     return result
@@ -317,7 +215,7 @@ def per_item(result: dict[str, Any], part: str) -> dict[int, float]:
     return {b["processes"]: (b[part]["node"] - a[part]["node"]) / growth for a, b in zip(small, large, strict=True)}
 
 
-def split(result: dict[str, Any], part: str) -> tuple[float, float]:
+def shared_and_each(result: dict[str, Any], part: str) -> tuple[float, float]:
     """Bytes of an item that all processes share, and those in each process."""
     slopes = per_item(result, part)
     few, many = min(slopes), max(slopes)
@@ -327,7 +225,7 @@ def split(result: dict[str, Any], part: str) -> tuple[float, float]:
 
 def on_node(result: dict[str, Any], part: str) -> float:
     """Bytes of an item on the node that is computed."""
-    shared, each = split(result, part)
+    shared, each = shared_and_each(result, part)
     return shared + RANKS * (1 + WORKERS) * each
 
 
@@ -349,7 +247,7 @@ def measured_table(result: dict[str, Any]) -> Iterator[Sequence[str]]:
 def target_table(result: dict[str, Any]) -> Iterator[Sequence[str]]:
     processes = RANKS * (1 + WORKERS)
     yield f"bytes of an item, {processes} processes", *PARTS.values()
-    split_up = {part: split(result, part) for part in PARTS}
+    split_up = {part: shared_and_each(result, part) for part in PARTS}
     yield "shared by all", *(f"{shared:.1f}" for shared, _ in split_up.values())
     yield f"in each, shards of {SHARD:,}", *(f"{each:.3f}" for _, each in split_up.values())
     yield "on the node", *(f"{s:.1f} + {processes} x {e:.3f} = {s + processes * e:.1f}" for s, e in split_up.values())
@@ -367,18 +265,6 @@ def files_table(result: dict[str, Any]) -> Iterator[Sequence[str]]:
 
 
 TABLES = {"memory, measured": measured_table, "memory, 48 million": target_table, "memory, files": files_table}
-
-
-def rendered(text: str, result: dict[str, Any]) -> str:
-    """The document with its tables computed."""
-    for name, table in TABLES.items():
-        head, *body = table(result)
-        rows = "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        text, places = re.subn(pattern, lambda match, rows=rows: match[1] + rows + "\n" + match[2], text, flags=re.S)
-        if places != 1:
-            raise SystemExit(f"{DOCUMENT}: wants one place for the table '{name}', has {places}")
-    return text
 
 
 def main(argv: Sequence[str]) -> int:
@@ -405,14 +291,10 @@ def main(argv: Sequence[str]) -> int:
         (chosen.json or RESULT).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
         if chosen.json:
             return 0
-    before = DOCUMENT.read_text("utf-8")
-    after = rendered(before, json.loads(RESULT.read_text("utf-8")))
-    if not chosen.check:
-        DOCUMENT.write_text(after, "utf-8")
-    elif before != after:
-        print(f"{DOCUMENT}: its tables are not what {RESULT.name} says; run {Path(__file__).name} --document")
-        return 1
-    return 0
+    result = json.loads(RESULT.read_text("utf-8"))
+    tables = {name: table(result) for name, table in TABLES.items()}
+    hint = f"what {RESULT.name} says; run {Path(__file__).name} --document"
+    return document.update(DOCUMENT, tables, check=chosen.check, hint=hint)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import document
 import memory
 
 from lavic.config.yaml_file import YamlFile, find_config
@@ -174,9 +174,15 @@ def zero2(stage: str, gpus: int) -> Zero2Footprint:
 
 def rates_table() -> Iterator[Sequence[str]]:
     yield "rate", "", "where it is from"
-    for one in RATES.values():
-        shown = f"{one.value:g}" if one.value < 1000 else f"{one.value:,.0f}" if one.value < 1e6 else f"{one.value:.3g}"
-        yield shown, one.unit, one.source
+    for entry in RATES.values():
+        value = (
+            f"{entry.value:g}"
+            if entry.value < 1000
+            else f"{entry.value:,.0f}"
+            if entry.value < 1e6
+            else f"{entry.value:.3g}"
+        )
+        yield value, entry.unit, entry.source
 
 
 def derived_table() -> Iterator[Sequence[str]]:
@@ -223,12 +229,12 @@ def traffic_table() -> Iterator[Sequence[str]]:
         for gpus in GPUS:
             if gpus > BATCH[stage]:
                 continue
-            sent = zero2(stage, gpus).traffic
+            bytes_sent = zero2(stage, gpus).traffic
             compute = BATCH[stage] / gpus * seconds
-            times = [sent / speed for speed in NETWORKS.values()]
+            times = [bytes_sent / speed for speed in NETWORKS.values()]
             worst = times[-1] / (times[-1] + compute)
-            shown = (f"{1000 * t:.2g} ms" for t in times)
-            yield f"{stage}, {gpus}", size(sent), *shown, f"{1000 * compute:.0f} ms", f"{worst:.0%}"
+            transfer_times = (f"{1000 * t:.2g} ms" for t in times)
+            yield f"{stage}, {gpus}", size(bytes_sent), *transfer_times, f"{1000 * compute:.0f} ms", f"{worst:.0%}"
 
 
 def memory_table() -> Iterator[Sequence[str]]:
@@ -244,7 +250,7 @@ def limits_table() -> Iterator[Sequence[str]]:
     shards = [f"{math.ceil(n / SHARD):,}" for n in ITEMS]
     flight = HOST_RATES[1] * rate("answer")
     indexes, stored = ([size(n * rate(name)) for n in ITEMS] for name in ("index", "stored"))
-    made = [span(n * (rate("ledger") / rate("disk") + rate("row"))) for n in ITEMS]
+    build_times = [span(n * (rate("ledger") / rate("disk") + rate("row"))) for n in ITEMS]
     yield "", *(count(n) for n in ITEMS), "what stops it"
     yield "`crawl`: requests in flight", *([f"{flight:.0f}"] * len(ITEMS)), f"{HOST_RATES[1]} a second to the one host"
     yield "`describe`, `embed`: ranks", *shards, "a rank takes whole shards"
@@ -252,7 +258,7 @@ def limits_table() -> Iterator[Sequence[str]]:
     yield "`tune`: ranks", *([str(BATCH["tune"])] * len(ITEMS)), "each takes a sample of the batch"
     yield "`distill`, `embed`: indexes in a node's memory", *indexes, "all its processes share them"
     yield "`tune`, `evaluate`: indexes in a node's memory", *stored, "all its processes share them"
-    yield "making them, once on a node", *made, "one process reads the shards' ledgers"
+    yield "making them, once on a node", *build_times, "one process reads the shards' ledgers"
 
 
 def simulation_table() -> Iterator[Sequence[str]]:
@@ -318,36 +324,14 @@ def hours(seconds: float) -> str:
     return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
 
 
-def markdown(rows: Iterator[Sequence[str]]) -> str:
-    """Rows as a table, the first as its head."""
-    head, *body = rows
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
-
-
-def rendered(text: str) -> str:
-    """The document with its tables computed."""
-    for name, table in TABLES.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        made = markdown(table())
-        text, found = re.subn(pattern, lambda match, made=made: match[1] + made + "\n" + match[2], text, flags=re.S)
-        if found != 1:
-            raise SystemExit(f"{DOCUMENT}: wants one place for the table '{name}', has {found}")
-    return text
-
-
 def main(argv: Sequence[str]) -> int:
     """Writes or checks the document; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; fail where the tables differ")
     chosen = parser.parse_args(argv)
-    before = DOCUMENT.read_text("utf-8")
-    after = rendered(before)
-    if not chosen.check:
-        DOCUMENT.write_text(after, "utf-8")
-    elif before != after:
-        print(f"{DOCUMENT}: its tables are not what {Path(__file__).name} computes; run it without --check")
-        return 1
-    return 0
+    tables = {name: table() for name, table in TABLES.items()}
+    hint = f"what {Path(__file__).name} computes; run it without --check"
+    return document.update(DOCUMENT, tables, check=chosen.check, hint=hint)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +36,7 @@ from typing import Any
 
 import psutil
 import torch
+from http_load import closed_loop, open_loop
 from plain import stock_cut
 
 from lavic.data.conversations import read_conversations
@@ -59,9 +59,9 @@ PARTS = ("one", "batch", "groups", "http", "ray", "overload")
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 class Demo:
@@ -105,10 +105,10 @@ class ReleasedWay:
         tokens = project(backbone.model, torch.cat([cls_tokens(backbone.model, view[None]) for view in views]))
         ids = torch.tensor([self.ranker.encode(Request(conversation=row, candidates=items)).prompt])
         embeds = backbone.model.get_input_embeddings()(ids)
-        places = (ids[0] == backbone.encoder.image_token_id).nonzero()[:, 0]
-        for number in range(len(places)):
-            embeds[0, places[number].item()] = tokens[number]
-        written = backbone.model.generate(
+        positions = (ids[0] == backbone.encoder.image_token_id).nonzero()[:, 0]
+        for number in range(len(positions)):
+            embeds[0, positions[number].item()] = tokens[number]
+        output = backbone.model.generate(
             inputs_embeds=embeds,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=NEW_TOKENS,
@@ -116,7 +116,7 @@ class ReleasedWay:
             pad_token_id=backbone.encoder.pad,
             eos_token_id=backbone.encoder.eos,
         )
-        return str(backbone.tokenizer.decode(written[0], skip_special_tokens=True))
+        return str(backbone.tokenizer.decode(output[0], skip_special_tokens=True))
 
 
 def one(demo: Demo) -> dict[str, Any]:
@@ -146,29 +146,29 @@ def batch(demo: Demo) -> dict[str, Any]:
 
 def long_lists(demo: Demo, count: int, size: int) -> tuple[list[Query], list[str]]:
     """Lists with the target among others of the catalogue, in a random order; and the targets."""
-    rng, every = random.Random(0), list(demo.recommender.store.ids)
+    rng, all_ids = random.Random(0), list(demo.recommender.store.ids)
     queries, targets = [], []
     for row in demo.conversations[:count]:
         (target, *_) = row.targets
-        others = [item for item in rng.sample(every, size + 5) if item not in row.targets][: size - 1]
-        listed = [target, *others]
-        rng.shuffle(listed)
-        queries.append(Query(conversation=row, candidates=listed, k=size))
+        distractors = [item for item in rng.sample(all_ids, size + 5) if item not in row.targets][: size - 1]
+        candidates = [target, *distractors]
+        rng.shuffle(candidates)
+        queries.append(Query(conversation=row, candidates=candidates, k=size))
         targets.append(target)
     return queries, targets
 
 
 def groups(demo: Demo, count: int) -> dict[str, Any]:
     result = {}
-    cases = (("30 in one prompt", LONG, LONG), ("30 in groups of 10", LONG, 10), ("100 in groups of 10", LONGER, 10))
-    for name, length, size in cases:
+    settings = (("30 in one prompt", LONG, LONG), ("30 in groups of 10", LONG, 10), ("100 in groups of 10", LONGER, 10))
+    for name, length, size in settings:
         queries, targets = long_lists(demo, count, length)
         recommender = Recommender(demo.recommender.ranker, list_size=size)
         answers: list[Any] = []
-        spent = seconds(lambda r=recommender, a=answers, q=queries: a.extend(r.recommend_batch(q)))
+        seconds_taken = seconds(lambda r=recommender, a=answers, q=queries: a.extend(r.recommend_batch(q)))
         ranks = [[item.id for item in a].index(target) + 1 for a, target in zip(answers, targets, strict=True)]
         result[name] = {
-            "seconds_a_request": spent / len(queries),
+            "seconds_a_request": seconds_taken / len(queries),
             "hit_rate": sum(rank == 1 for rank in ranks) / len(ranks),
             "hit_rate_at_10": sum(rank <= 10 for rank in ranks) / len(ranks),
             "mrr": statistics.fmean(1 / rank for rank in ranks),
@@ -177,10 +177,10 @@ def groups(demo: Demo, count: int) -> dict[str, Any]:
 
 
 @contextmanager
-def server(demo: Demo, *words: object) -> Iterator[tuple[int, psutil.Process]]:
+def server(demo: Demo, *args: object) -> Iterator[tuple[int, psutil.Process]]:
     command = [sys.executable, "-m", "lavic", "serve", "--bundle", demo.bundle, "--store", demo.store, "--port", 0]
     env = {**os.environ, "RAY_ADDRESS": "", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(list(map(str, [*command, *words])), stdout=subprocess.PIPE, text=True, env=env)
+    process = subprocess.Popen(list(map(str, [*command, *args])), stdout=subprocess.PIPE, text=True, env=env)
     try:
         assert process.stdout is not None
         port = next(
@@ -192,39 +192,6 @@ def server(demo: Demo, *words: object) -> Iterator[tuple[int, psutil.Process]]:
         process.wait(120)
 
 
-class Client:
-    """A connection that asks one request after the other."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def ask(self, body: bytes) -> int:
-        if self.streams is not None and self.streams[0].at_eof():  # closed by the server while it was idle
-            self.close()
-        if self.streams is None:
-            self.streams = await asyncio.open_connection("127.0.0.1", self.port)
-        reader, writer = self.streams
-        head = "POST /v1/recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        answer = await reader.readuntil(b"\r\n\r\n")
-        length = re.search(rb"(?i)content-length: (\d+)", answer)
-        if length is None:  # Ray's proxy may send chunks
-            while (size := int((await reader.readline()).strip() or b"0", 16)) > 0:
-                await reader.readexactly(size + 2)
-            await reader.readline()
-        else:
-            await reader.readexactly(int(length[1]))
-        if b"connection: close" in answer.lower():
-            self.close()
-        return int(answer.split(b" ", 2)[1])
-
-    def close(self) -> None:
-        if self.streams is not None:
-            self.streams[1].close()
-            self.streams = None
-
-
 def bodies(demo: Demo) -> list[bytes]:
     return [
         json.dumps({"conversation": row.turns[0].text, "candidates": list(row.candidates[KEY])}).encode()
@@ -232,78 +199,10 @@ def bodies(demo: Demo) -> list[bytes]:
     ]
 
 
-async def closed_loop(port: int, asked: list[bytes], clients: int, duration: float) -> dict[str, Any]:
-    times: list[float] = []
-    statuses: Counter[int] = Counter()
-    until = time.perf_counter() + duration
-
-    async def run(number: int) -> None:
-        client, rng = Client(port), random.Random(number)
-        while time.perf_counter() < until:
-            began = time.perf_counter()
-            statuses[await client.ask(rng.choice(asked))] += 1
-            times.append(time.perf_counter() - began)
-        client.close()
-
-    began = time.perf_counter()
-    await asyncio.gather(*(run(number) for number in range(clients)))
-    spent = time.perf_counter() - began
-    cuts = statistics.quantiles(times, n=100)
-    return {
-        "answers_s": statuses[200] / spent,
-        "p50_ms": 1000 * statistics.median(times),
-        "p99_ms": 1000 * cuts[98],
-        "statuses": dict(statuses),
-    }
-
-
-def http(demo: Demo, duration: float, *words: object) -> dict[str, Any]:
-    with server(demo, *words) as (port, _):
+def http(demo: Demo, duration: float, *args: object) -> dict[str, Any]:
+    with server(demo, *args) as (port, _):
         asyncio.run(closed_loop(port, bodies(demo), 8, 2))  # warm
         return {str(n): asyncio.run(closed_loop(port, bodies(demo), n, duration)) for n in (1, 8, 64)}
-
-
-async def open_loop(port: int, asked: list[bytes], rate: float, duration: float) -> dict[str, Any]:
-    statuses: Counter[str] = Counter()
-    times: list[float] = []
-    latest: dict[str, float] = {}
-    idle: list[Client] = []
-    tasks: set[asyncio.Task[None]] = set()
-    rng = random.Random(0)
-
-    async def send() -> None:
-        client = idle.pop() if idle else Client(port)
-        began = time.perf_counter()
-        try:
-            status = str(await client.ask(rng.choice(asked)))
-        except (OSError, asyncio.IncompleteReadError) as error:
-            status = type(error).__name__
-            client.close()
-        times.append(time.perf_counter() - began)
-        latest[status] = max(times[-1], latest.get(status, 0.0))
-        statuses[status] += 1
-        idle.append(client)
-
-    began = time.perf_counter()
-    number = 0
-    while (now := time.perf_counter() - began) < duration:
-        while number < now * rate:
-            task = asyncio.create_task(send())
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-            number += 1
-        await asyncio.sleep(0.005)
-    await asyncio.gather(*tasks)
-    for client in idle:
-        client.close()
-    cuts = statistics.quantiles(times, n=1000)
-    return {
-        "statuses": dict(statuses),
-        "offered_s": number / duration,
-        "latest_s": latest,
-        "p50_s": statistics.median(times),
-        "p999_s": cuts[998],
-    }
 
 
 def overload(demo: Demo, duration: float, deadline: float = 2.0) -> dict[str, Any]:
@@ -311,16 +210,16 @@ def overload(demo: Demo, duration: float, deadline: float = 2.0) -> dict[str, An
         asyncio.run(closed_loop(port, bodies(demo), 64, 3))
         capacity = asyncio.run(closed_loop(port, bodies(demo), 64, 5))["answers_s"]
         asyncio.run(open_loop(port, bodies(demo), 4 * capacity, duration / 8))
-        before = process.memory_info().rss
+        rss_before = process.memory_info().rss
         result = asyncio.run(open_loop(port, bodies(demo), 4 * capacity, duration))
-        after = process.memory_info().rss
-        again = asyncio.run(closed_loop(port, bodies(demo), 8, 3))
+        rss_after = process.memory_info().rss
+        afterwards = asyncio.run(closed_loop(port, bodies(demo), 8, 3))
     return {
         "capacity_s": capacity,
         "deadline_s": deadline,
         **result,
-        "memory_mb": {"before": before / 1e6, "after": after / 1e6},
-        "afterwards": again,
+        "memory_mb": {"before": rss_before / 1e6, "after": rss_after / 1e6},
+        "afterwards": afterwards,
     }
 
 

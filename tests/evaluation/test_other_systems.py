@@ -1,12 +1,10 @@
-"""Other systems' files, the files for other programs, and finished evaluations compared."""
+"""Other systems' files, and the files for other programs."""
 
 from __future__ import annotations
 
 import json
-import random
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import ir_measures
 import pytest
@@ -15,50 +13,7 @@ from ir_measures import RR, P, nDCG
 from lavic.errors import ConfigError, DataError
 from lavic.launch import evaluate
 from lavic.metrics.trec_files import plain, read_run, token, write_run
-
-KEY = "candidates_st"
-
-
-def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Conversations over lists of eight; every second thread has two of them, and every third target is not listed."""
-    rng = random.Random(seed)
-    conversations = []
-    for number in range(count):
-        listed = [f"B{item:09}" for item in rng.sample(range(500), 8)]
-        target = listed[rng.randrange(8)] if number % 3 else "B999999999"
-        context = f"<submission>thread {number // 2 if number % 4 < 2 else number}</submission>"
-        context += f"<comment>row {number}</comment>"
-        conversations.append({"context": context, "context_items": [], "gt_items": [target], KEY: listed})
-    return conversations
-
-
-def write(path: Path, conversations: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in conversations), encoding="utf-8")
-    return path
-
-
-def run(out: Path, test: Path, *words: object) -> dict[str, Any]:
-    args = ["--test", test, "--out", out, "--draws", "300", *words]
-    assert evaluate.main([str(word) for word in args]) == 0
-    return json.loads((out / "results.json").read_text())
-
-
-def scorer(seed: int, skill: float) -> Any:
-    """A made-up system: the score of an item for a row."""
-
-    def score(row: dict[str, Any], item: str) -> float:
-        return random.Random(f"{seed}{row['context']}{item}").random() + skill * (item in row["gt_items"])
-
-    return score
-
-
-def trec(path: Path, conversations: list[dict[str, Any]], score: Any, query: str = "t-{}") -> Path:
-    lines = []
-    for number, row in enumerate(conversations):
-        lines += [f"{query.format(number)} Q0 {item} 0 {score(row, item)!r} x" for item in row[KEY]]
-    random.Random(0).shuffle(lines)  # neither the order of lines nor the column of ranks says anything
-    path.write_text("\n".join(lines), encoding="utf-8")
-    return path
+from tests.evaluation.systems import KEY, rows, run, scorer, trec, write
 
 
 def test_a_trec_run_scores_as_ir_measures_scores_it(tmp_path: Path):
@@ -287,75 +242,3 @@ def test_a_run_without_a_scored_conversation_is_refused_before_anything_is_ranke
     words = ("--run", f"x={tmp_path / 'x.run'}", "--limit", "4", "--dry-run")
     with pytest.raises(DataError, match="the arm x has no ranking for any of the 4 conversations"):
         run(tmp_path / "out", test, *words)
-
-
-def compared(*words: object, out: Path) -> dict[str, Any]:
-    assert evaluate.main(["compare", *map(str, words), "--out", str(out), "--draws", "300"]) == 0
-    return json.loads((out / "comparison.json").read_text())
-
-
-def test_folders_alone_give_the_results_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    conversations = rows(60)
-    test = write(tmp_path / "t.jsonl", conversations)
-    good, bad = (
-        trec(tmp_path / "a.run", conversations, scorer(1, 0.4)),
-        trec(tmp_path / "b.run", conversations, scorer(2, 0.0)),
-    )
-    both = run(tmp_path / "both", test, "--run", f"good={good}", f"bad={bad}")
-    run(tmp_path / "a", test, "--run", f"x={good}", "--seed", "3")
-    run(tmp_path / "b", test, "--run", f"y={bad}", "--arms", "list_order")
-    test.unlink()
-    got = compared(
-        f"good={tmp_path / 'a'}", f"bad={tmp_path / 'b'}", f"any={tmp_path / 'a'}@random", out=tmp_path / "c"
-    )
-    for name in ("good", "bad"):
-        metrics = got["systems"][name]["metrics"]
-        for metric, interval in both["arms"][name].items():
-            assert {key: metrics[metric][key] for key in interval} == pytest.approx(interval, abs=1e-12)
-    ours, theirs = got["against"]["bad"], both["sets"]["t"]["against"]["bad"]
-    assert ours["p"] == theirs["p"] and ours["difference"] == theirs["difference"]
-    assert got["systems"]["any"]["metrics"]["hit_rate"]["value"] == both["arms"]["random"]["hit_rate"]["value"]
-    assert "p" not in got["against"]["any"]
-    assert "good minus it" in capsys.readouterr().out
-
-
-def test_seeds_are_pooled_and_never_count_as_conversations(tmp_path: Path):
-    conversations = rows(80)
-    test = write(tmp_path / "t.jsonl", conversations)
-    for seed in range(3):
-        run(tmp_path / f"s{seed}", test, "--run", f"x={trec(tmp_path / 'x.run', conversations, scorer(seed, 0.3))}")
-    words = [f"x={tmp_path / f's{seed}'}" for seed in range(3)]
-    single = compared(words[0], f"base={tmp_path / 's0'}@list_order", out=tmp_path / "1")
-    pooled = compared(*words, f"base={tmp_path / 's0'}@list_order", out=tmp_path / "3")
-    copies = compared(*words[:1] * 3, f"base={tmp_path / 's0'}@list_order", out=tmp_path / "same")
-    values = [json.loads((tmp_path / f"s{s}" / "results.json").read_text())["hit_rate"]["x"]["value"] for s in range(3)]
-    got = pooled["systems"]["x"]
-    assert got["seeds"] == 3
-    assert got["metrics"]["hit_rate"]["value"] == pytest.approx(sum(values) / 3)
-    assert got["metrics"]["hit_rate"]["n"] == 80
-    assert got["spread"]["hit_rate"] > 0
-    assert pooled["against"]["base"]["test"] == "permutation"
-    # Three copies of a seed say what it says alone: interval and p are not narrower by a factor of three.
-    a, b = (results["systems"]["x"]["metrics"]["hit_rate"] for results in (single, copies))
-    assert (b["low"], b["high"]) == pytest.approx((a["low"], a["high"]))
-    assert copies["systems"]["x"]["spread"]["hit_rate"] == pytest.approx(0, abs=1e-12)
-
-
-def test_evaluations_of_other_conversations_are_refused(tmp_path: Path):
-    conversations = rows(6)
-    run(tmp_path / "a", write(tmp_path / "t.jsonl", conversations))
-    run(tmp_path / "b", tmp_path / "t.jsonl", "--limit", "4")
-    conversations[0]["gt_items"] = ["B777777777"]
-    run(tmp_path / "c", write(tmp_path / "t.jsonl", conversations))
-    with pytest.raises(DataError, match=r"/a: has conversations that .*/b has not: t-4, t-5"):
-        compared(tmp_path / "a", tmp_path / "b", out=tmp_path / "out")
-    with pytest.raises(DataError, match="other targets of the conversation t-0"):
-        compared(tmp_path / "a", tmp_path / "c", out=tmp_path / "out")
-    with pytest.raises(ConfigError, match="at least two"):
-        compared(tmp_path / "a", out=tmp_path / "out")
-    with pytest.raises(ConfigError, match="given twice"):
-        compared(tmp_path / "a", tmp_path / "a", out=tmp_path / "out")
-    with pytest.raises(ConfigError, match="no arm lavic on t; it has: list_order, random"):
-        compared(tmp_path / "a", f"{tmp_path / 'a'}@lavic", out=tmp_path / "out")
-    with pytest.raises(DataError, match="not a finished evaluation"):
-        compared(tmp_path / "a", tmp_path, out=tmp_path / "out")
