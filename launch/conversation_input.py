@@ -25,16 +25,16 @@ _ROW = re.compile(r'[\s\[]*\{\s*"(context|context_items|gt|gt_items|candidates\w
 _TEXT_SUFFIXES = (".txt", ".json", ".jsonl", ".gz", ".md", ".csv", ".tsv")
 
 
-def read_candidates(words: Sequence[str], file: Path | None) -> tuple[str, ...]:
+def read_candidates(texts: Sequence[str], file: Path | None) -> tuple[str, ...]:
     """The item ids of `--candidates` or `--candidates-file`; empty if neither is given.
 
     Raises:
-        ConfigError: Both are given, or `words` has no id.
+        ConfigError: Both are given, or `texts` has no id.
         DataError: The file cannot be read, or has no id.
     """
-    ids = tuple(part for word in words for part in _split_ids(word))
+    ids = tuple(part for text in texts for part in _split_ids(text))
     if file is None:
-        if words and not ids:
+        if texts and not ids:
             raise ConfigError("--candidates: no item id in it")
         return ids
     if ids:

@@ -98,27 +98,31 @@ def _packages() -> Iterator[Check]:
         return
     requirements = [Requirement(line) for line in lines]
     checked = set()
-    for extra, wanted in ((extra, wanted) for extra in _EXTRAS for wanted in requirements if _applies(wanted, extra)):
-        if wanted.name in checked:
+    for extra, requirement in (
+        (extra, requirement) for extra in _EXTRAS for requirement in requirements if _applies(requirement, extra)
+    ):
+        if requirement.name in checked:
             continue
-        checked.add(wanted.name)
+        checked.add(requirement.name)
         try:
-            version = importlib.metadata.version(wanted.name)
+            version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            fix = f"pip install 'lavic[{extra or 'all'}]'"
-            yield Check(wanted.name, "note" if extra in _OPTIONAL else "missing", "not installed", fix)
+            hint = f"pip install 'lavic[{extra or 'all'}]'"
+            yield Check(requirement.name, "note" if extra in _OPTIONAL else "missing", "not installed", hint)
             continue
-        if wanted.specifier.contains(version, prereleases=True):
-            yield Check(wanted.name, "ok", version)
+        if requirement.specifier.contains(version, prereleases=True):
+            yield Check(requirement.name, "ok", version)
         else:
-            fix = f"tested with {wanted.specifier}; pip install '{wanted.name}{wanted.specifier}'"
-            yield Check(wanted.name, "note", version, fix)
+            hint = f"tested with {requirement.specifier}; pip install '{requirement.name}{requirement.specifier}'"
+            yield Check(requirement.name, "note", version, hint)
 
 
-def _applies(wanted: Requirement, extra: str) -> bool:
+def _applies(requirement: Requirement, extra: str) -> bool:
     if not extra:
-        return wanted.marker is None
-    return bool(wanted.marker and "extra" in str(wanted.marker) and wanted.marker.evaluate({"extra": extra}))
+        return requirement.marker is None
+    return bool(
+        requirement.marker and "extra" in str(requirement.marker) and requirement.marker.evaluate({"extra": extra})
+    )
 
 
 def _gpus() -> Check:
@@ -193,20 +197,20 @@ def _slurm() -> Check:
     if not shutil.which("sbatch"):
         return Check("slurm", "note", "not installed: this machine only")
     try:
-        done = subprocess.run(["sinfo", "-h", "-o", "%P"], capture_output=True, text=True, timeout=_SLURM_S)
-        reason = next(iter(done.stderr.strip().splitlines()), f"exit {done.returncode}")
+        completed = subprocess.run(["sinfo", "-h", "-o", "%P"], capture_output=True, text=True, timeout=_SLURM_S)
+        reason = next(iter(completed.stderr.strip().splitlines()), f"exit {completed.returncode}")
     except subprocess.TimeoutExpired:
-        done, reason = None, f"no answer within {_SLURM_S:.0f} s"
+        completed, reason = None, f"no answer within {_SLURM_S:.0f} s"
     except OSError as error:
-        done, reason = None, f"sinfo: {error.strerror}"
-    if done is None or done.returncode:
+        completed, reason = None, f"sinfo: {error.strerror}"
+    if completed is None or completed.returncode:
         return Check(
             "slurm",
             "note",
             f"installed, but sinfo fails: {reason}",
             "is slurmctld running? Without it use this machine only",
         )
-    partitions = ", ".join(dict.fromkeys(done.stdout.split())) or "no partition"
+    partitions = ", ".join(dict.fromkeys(completed.stdout.split())) or "no partition"
     return Check("slurm", "ok", f"partitions: {partitions}")
 
 
@@ -214,12 +218,16 @@ def _ray() -> Check:
     """Whether a local Ray starts, in a process of its own."""
     code = "import ray; ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False); ray.shutdown()"
     env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    began = time.monotonic()
+    start = time.monotonic()
     try:
-        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=_RAY_S)
+        completed = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=_RAY_S
+        )
     except subprocess.TimeoutExpired:
         return Check("ray start", "missing", "failed", f"Ray did not start within {_RAY_S:.0f} s")
-    if done.returncode:
-        last = [line.strip() for line in done.stderr.splitlines() if line.strip()][-1:] or [f"exit {done.returncode}"]
+    if completed.returncode:
+        last = [line.strip() for line in completed.stderr.splitlines() if line.strip()][-1:] or [
+            f"exit {completed.returncode}"
+        ]
         return Check("ray start", "missing", "failed", f"Ray did not start: {last[0][:300]}")
-    return Check("ray start", "ok", f"started and stopped in {time.monotonic() - began:.0f} s")
+    return Check("ray start", "ok", f"started and stopped in {time.monotonic() - start:.0f} s")

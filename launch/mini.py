@@ -189,8 +189,8 @@ def _pretrain(argv: Sequence[str]) -> int:
     model = architecture.build(chosen.architecture, tokenizer)
     if chosen.start:
         copied = architecture.copy_weights(model, tokenizer, resolve(ModelSettings(name=chosen.start)))
-        what = "vision side and language model are" if copied.vision else "language model is"
-        print(f"{chosen.start}: its {what} copied; it knows {copied.words} of {len(tokenizer)} words")
+        copied_parts = "vision side and language model are" if copied.vision else "language model is"
+        print(f"{chosen.start}: its {copied_parts} copied; it knows {copied.words} of {len(tokenizer)} words")
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(photos)} photos, {len(listings)} lists, {len(tokenizer)} words, {parameters:,} parameters", flush=True)
 

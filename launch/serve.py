@@ -64,12 +64,12 @@ def serve(chosen: ServeSettings, token: str | None, server: socket.socket, hangu
 
     app = create_app(chosen, token, load, Metrics(), record)
     host, port = server.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
+    url_host = f"[{host}]" if ":" in host else host
     run(
         app,
         server,
         grace=chosen.deadline,
         reload=lambda: app.state.service.reload(),
-        ready=lambda: print(f"serving on http://{shown}:{port}", flush=True),
+        ready=lambda: print(f"serving on http://{url_host}:{port}", flush=True),
         hangup=hangup,
     )

@@ -105,10 +105,10 @@ def _rank_text_arm(
         inputs["dense"] = dense_settings(chosen.dense)
     if arm == "popularity":
         inputs["target_counts"] = setup.target_counts
-    if (made := saved.get(inputs)) is None:
-        made = ArmRankings(orders=[_ranked_by(arm, test_set, setup, chosen)])
-        saved.put(inputs, made)
-    return made.orders[0]
+    if (arm_rankings := saved.get(inputs)) is None:
+        arm_rankings = ArmRankings(orders=[_ranked_by(arm, test_set, setup, chosen)])
+        saved.put(inputs, arm_rankings)
+    return arm_rankings.orders[0]
 
 
 def _ranked_by(arm: str, test_set: TestSet, setup: EvaluationSetup, chosen: EvaluateSettings) -> list[RankedList]:

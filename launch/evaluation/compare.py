@@ -77,8 +77,8 @@ def _read(text: str, test: str | None) -> tuple[str, compare.Seed]:
     name, equals, path = text.partition("=")
     if not equals or not re.fullmatch(r"[\w-]+", name):
         name, path = text, text
-    folder, at, arm = path.rpartition("@")
-    if not at or Path(path).is_dir():
+    folder, separator, arm = path.rpartition("@")
+    if not separator or Path(path).is_dir():
         folder, arm = path, ""
     return name, read_seed(Path(folder), arm or None, test)
 
@@ -116,8 +116,8 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     path = folder / RESULTS
     if not path.is_file():
-        why = f"some arms have not run, see {PARTIAL}" if (folder / PARTIAL).is_file() else f"no {RESULTS}"
-        raise DataError(f"{folder}: not a finished evaluation ({why})")
+        reason = f"some arms have not run, see {PARTIAL}" if (folder / PARTIAL).is_file() else f"no {RESULTS}"
+        raise DataError(f"{folder}: not a finished evaluation ({reason})")
     try:
         results = parse_json(read_text(path))
         _ = results["main"], results["main_set"], {name: part["arms"] for name, part in results["sets"].items()}

@@ -29,10 +29,10 @@ class PipelineStatus:
     """The status of all steps at one moment."""
 
     steps: Mapping[str, StepStatus]
-    wanted: Mapping[str, StepInputs]
+    inputs: Mapping[str, StepInputs]
     """What each step would be made from now; without the steps whose settings are not known."""
     differences: Mapping[str, Sequence[str]]
-    """How `wanted` differs from what each step's result was made from."""
+    """How `inputs` differs from what each step's result was made from."""
     records: Mapping[str, StepRecord]
     """What each step's result was made from."""
 
@@ -57,7 +57,7 @@ def pipeline_status(
     cache = DigestCache(out)
     complete = {step.name for step in steps if is_complete(step, cache)}
     results = {step.name: digest for step in steps if step.name in complete and (digest := result_digest(step, cache))}
-    wanted = {
+    inputs_by_step = {
         step.name: current_inputs(step, settings[step.name], cache, results) for step in steps if step.name in settings
     }
     cache.save()
@@ -68,11 +68,13 @@ def pipeline_status(
         if step.name in records and job:
             # the results that a job has read are recorded when it is first seen to have ended
             current = {name: digest for name, digest in results.items() if reads_result_of(step, name)}
-            read = used.get(job.id, current if step.name in complete and not job.seen.active else {})
-            records[step.name] = with_results(records[step.name], read)
-    differences = {name: records[name].differences(inputs) for name, inputs in wanted.items() if name in records}
+            results_read = used.get(job.id, current if step.name in complete and not job.seen.active else {})
+            records[step.name] = with_results(records[step.name], results_read)
+    differences = {
+        name: records[name].differences(inputs) for name, inputs in inputs_by_step.items() if name in records
+    }
     statuses = step_statuses(steps, jobs, complete, differences)
-    return PipelineStatus(steps=statuses, wanted=wanted, differences=differences, records=records)
+    return PipelineStatus(steps=statuses, inputs=inputs_by_step, differences=differences, records=records)
 
 
 def is_complete(step: Step, cache: DigestCache) -> bool:

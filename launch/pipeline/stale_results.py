@@ -23,12 +23,12 @@ def move_to_stale(step: Step, layout: Layout) -> Path | None:
         return None
     if step.stage != "describe":
         return move_aside(step.output, layout, step.name)
-    old = sorted(step.output.glob("*.descriptions.jsonl"))
-    if not old:
+    sidecars = sorted(step.output.glob("*.descriptions.jsonl"))
+    if not sidecars:
         return None
     target = _new_folder(layout, step.name)
     target.mkdir(parents=True)
-    for path in old:
+    for path in sidecars:
         path.rename(target / path.name)
     return target
 

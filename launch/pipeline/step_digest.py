@@ -81,21 +81,21 @@ class StepInputs:
     results: Mapping[str, str] = field(default_factory=dict)
     """Digests of the results of other steps, if they exist."""
 
-    def differences(self, wanted: StepInputs) -> Iterator[str]:
+    def differences(self, current: StepInputs) -> Iterator[str]:
         """The differences of other inputs from these, as lines."""
-        for key in sorted(self.settings.keys() & wanted.settings.keys()):  # other versions have other keys
-            if self.settings[key] != wanted.settings[key]:
-                yield f"{key} was {self.settings[key]}, is {wanted.settings[key]}"
-        added = Counter(wanted.inputs.values()) - Counter(self.inputs.values())
-        for file, digest in wanted.inputs.items():
+        for key in sorted(self.settings.keys() & current.settings.keys()):  # other versions have other keys
+            if self.settings[key] != current.settings[key]:
+                yield f"{key} was {self.settings[key]}, is {current.settings[key]}"
+        added = Counter(current.inputs.values()) - Counter(self.inputs.values())
+        for file, digest in current.inputs.items():
             if digest in added:
                 yield f"{file} has changed" if file in self.inputs else f"{file} is new"
-        removed = Counter(self.inputs.values()) - Counter(wanted.inputs.values())
+        removed = Counter(self.inputs.values()) - Counter(current.inputs.values())
         for file, digest in self.inputs.items():
-            if digest in removed and file not in wanted.inputs:
+            if digest in removed and file not in current.inputs:
                 yield f"{file} is no longer read"
-        for name in self.results.keys() & wanted.results.keys():
-            if self.results[name] != wanted.results[name]:
+        for name in self.results.keys() & current.results.keys():
+            if self.results[name] != current.results[name]:
                 yield f"{name} has another result"
 
 
@@ -107,11 +107,11 @@ class StepRecord:
     accepted: StepInputs | None = None
     """Inputs that differ from `made`, for which the user keeps the result (`--keep`)."""
 
-    def differences(self, wanted: StepInputs) -> list[str]:
+    def differences(self, current: StepInputs) -> list[str]:
         """How the result's inputs differ from the current ones; empty if they do not, or if the result is kept."""
-        if self.accepted and not list(self.accepted.differences(wanted)):
+        if self.accepted and not list(self.accepted.differences(current)):
             return []
-        return list(self.made.differences(wanted))
+        return list(self.made.differences(current))
 
 
 def read_records(out: Path) -> dict[str, StepRecord]:

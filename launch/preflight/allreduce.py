@@ -25,11 +25,11 @@ def main(timeout_s: float) -> int:
     numbers = torch.ones((_GPU_BYTES if device.type == "cuda" else _CPU_BYTES) // 4, device=device)
     expected = float(world.size)
     ok = bool((world.all_reduce(numbers) == expected).all())  # the first one sets up the connections
-    began = time.perf_counter()
+    start = time.perf_counter()
     rounds = 5
     for _ in range(rounds):
         ok = ok and float(world.all_reduce(numbers)[-1]) == expected
-    rate = rounds * numbers.numel() * 4 / (time.perf_counter() - began)
+    rate = rounds * numbers.numel() * 4 / (time.perf_counter() - start)
     print(json.dumps({"rank": world.rank, "ok": ok, "bytes_per_s": rate}), flush=True)
     world.destroy_process_group()
     return 0 if ok else 1

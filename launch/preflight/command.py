@@ -105,9 +105,9 @@ def _lines(timeout_s: float, stream: Iterable[str]) -> Iterator[str]:
 
     threading.Thread(target=pump, daemon=True).start()
     deadline = time.monotonic() + timeout_s
-    while (left := deadline - time.monotonic()) > 0:
+    while (remaining_s := deadline - time.monotonic()) > 0:
         try:
-            line = lines.get(timeout=left)
+            line = lines.get(timeout=remaining_s)
         except queue.Empty:
             return
         if line is None:

@@ -46,7 +46,7 @@ class NodeProbe:
 
     def run(self) -> None:
         """Runs all checks and prints their results."""
-        settings, began = self.settings, time.monotonic()
+        settings, start = self.settings, time.monotonic()
         timeout_s = _SHARE_OF_TIME * settings.within
         notes: list[str] = []
         facts: dict[str, Any] = {
@@ -58,11 +58,11 @@ class NodeProbe:
         if settings.gpus and os.environ.get("LAVIC_DEVICE") != "cpu":
             problems += gpu_problems(settings.gpus, facts, timeout_s=timeout_s / 2)
         self._print("node", problems=problems, notes=notes, facts=facts)
-        left = timeout_s - (time.monotonic() - began)
+        remaining_s = timeout_s - (time.monotonic() - start)
         if settings.kind == "ranks" and len(self.nodes) * settings.ranks > 1:
-            self._check_all_reduce(left)
+            self._check_all_reduce(remaining_s)
         elif settings.kind == "ray":
-            self._check_ports(left / 2)
+            self._check_ports(remaining_s / 2)
         self._print("end")
 
     def _print(self, check: str, **result: Any) -> None:
@@ -89,40 +89,40 @@ class NodeProbe:
 
     def _check_all_reduce(self, left_s: float) -> None:
         """An all-reduce over all ranks; if it fails, one per pair of neighbours, to find the node at fault."""
-        place, count = self.nodes.index(self.this_node), len(self.nodes)
-        result = self._all_reduce(place, list(range(count)), self.settings.port, left_s * 0.5)
+        node_index, count = self.nodes.index(self.this_node), len(self.nodes)
+        result = self._all_reduce(node_index, list(range(count)), self.settings.port, left_s * 0.5)
         self._print("all_reduce", **result)
         if result["ok"] or count < 3:
             return
         for turn in (0, 1):
-            first = (place - turn) // 2 * 2 + turn
+            first = (node_index - turn) // 2 * 2 + turn
             pair = [first % count, (first + 1) % count]
             if pair[0] == pair[1] or first + 1 >= count + turn:
                 continue
-            result = self._all_reduce(pair.index(place), pair, self.settings.port + 1 + first, left_s * 0.2)
-            self._print("pair", **result, other=next(self.nodes[number] for number in pair if number != place))
+            result = self._all_reduce(pair.index(node_index), pair, self.settings.port + 1 + first, left_s * 0.2)
+            self._print("pair", **result, other=next(self.nodes[number] for number in pair if number != node_index))
 
-    def _all_reduce(self, place: int, group: Sequence[int], port: int, timeout_s: float) -> dict[str, Any]:
+    def _all_reduce(self, node_index: int, group: Sequence[int], port: int, timeout_s: float) -> dict[str, Any]:
         """Starts this node's ranks of an all-reduce between some nodes; kills them when the time is up."""
-        began = time.monotonic()
+        start = time.monotonic()
         command = [sys.executable, "-m", "lavic.launch.preflight.allreduce", str(timeout_s)]
         ranks, processes = self.settings.ranks, []
         with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
             for local_rank in range(ranks):
                 output = stack.enter_context(Path(folder, str(local_rank)).open("w+"))
                 rank = DistributedContext(
-                    rank=place * ranks + local_rank,
+                    rank=node_index * ranks + local_rank,
                     local_rank=local_rank,
                     size=len(group) * ranks,
                     local_world_size=ranks,
-                    node_rank=place,
+                    node_rank=node_index,
                 )
                 env = {**os.environ, **rank_environment(rank, self.addresses[group[0]], port), "OMP_NUM_THREADS": "1"}
                 processes.append((output, subprocess.Popen(command, env=env, stdout=output, stderr=output)))
             ok, rate, why = True, 0.0, ""
             for local_rank, (output, process) in enumerate(processes):
                 try:
-                    process.wait(max(0.1, timeout_s - (time.monotonic() - began)))
+                    process.wait(max(0.1, timeout_s - (time.monotonic() - start)))
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
@@ -134,7 +134,7 @@ class NodeProbe:
                     why = why or f"local rank {local_rank}: {lines[-1][:300] if lines else 'it printed nothing'}"
                 else:
                     rate = json.loads(lines[-1])["bytes_per_s"]
-        return {"ok": ok, "bytes_per_s": rate, "seconds": round(time.monotonic() - began, 1), "why": why}
+        return {"ok": ok, "bytes_per_s": rate, "seconds": round(time.monotonic() - start, 1), "why": why}
 
     def _check_ports(self, timeout_s: float) -> None:
         """The first node listens on Ray's port; the others connect to it and it to them, as Ray's processes do."""

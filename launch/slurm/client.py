@@ -84,23 +84,23 @@ def submit(args: Sequence[str], env: Mapping[str, str] | None = None, *, mark: s
         LaunchError: There is no sbatch here, or it refused.
     """
     try:
-        done = _run(["sbatch", "--parsable", *args], env)
-        if done.returncode and _NO_ANSWER.search(done.stderr):
-            raise NoAnswer(f"sbatch: {_error_summary(done)}")
+        completed = _run(["sbatch", "--parsable", *args], env)
+        if completed.returncode and _NO_ANSWER.search(completed.stderr):
+            raise NoAnswer(f"sbatch: {_error_summary(completed)}")
     except NoAnswer as error:
         for attempt in range(_LOOKUPS):
             time.sleep(_PAUSE_S if attempt else 0)
             if id := job_ids_by_mark([mark]).get(mark):
                 return id
         raise NoAnswer(f"{error}; the queue has no job with the comment {mark!r}, at least not yet") from None
-    if done.returncode:
-        raise LaunchError(f"sbatch refused: {_error_summary(done)}")
+    if completed.returncode:
+        raise LaunchError(f"sbatch refused: {_error_summary(completed)}")
     # "123", or "123;cluster" where there are several clusters; a site's own sbatch may print a greeting before it
-    ids = re.findall(r"^(\d+)(?:;\S+)?$", done.stdout, re.M)
+    ids = re.findall(r"^(\d+)(?:;\S+)?$", completed.stdout, re.M)
     if not ids and (id := job_ids_by_mark([mark]).get(mark)):
         ids.append(id)
     if not ids:
-        raise NoAnswer(f"sbatch printed no job id: {first_line(RuntimeError(done.stdout))}")
+        raise NoAnswer(f"sbatch printed no job id: {first_line(RuntimeError(completed.stdout))}")
     return str(ids[-1])
 
 
@@ -110,11 +110,11 @@ def test_submit(args: Sequence[str]) -> str:
     Raises:
         LaunchError: There is no sbatch here, or it would refuse: no such partition, account or GPU.
     """
-    done = _run(["sbatch", "--test-only", *args])
-    if not done.returncode:
+    completed = _run(["sbatch", "--test-only", *args])
+    if not completed.returncode:
         return ""
-    summary = _error_summary(done)
-    if "sbatch: error" in done.stderr or "Invalid" in summary:
+    summary = _error_summary(completed)
+    if "sbatch: error" in completed.stderr or "Invalid" in summary:
         raise LaunchError(f"sbatch would refuse: {summary}")
     return summary
 
@@ -125,8 +125,8 @@ def job_ids_by_mark(marks: Iterable[str]) -> dict[str, str]:
     Raises:
         LaunchError: SLURM does not answer.
     """
-    wanted = set(marks)
-    if not wanted:
+    distinct_marks = set(marks)
+    if not distinct_marks:
         return {}
     rows = [line.split("|", 1) for line in _squeue(current_user(), "%i|%k")]
     since = time.strftime("%Y-%m-%d", time.localtime(time.time() - 7 * 86400))
@@ -134,7 +134,9 @@ def job_ids_by_mark(marks: Iterable[str]) -> dict[str, str]:
     accounted, _ = _sacct(f"--starttime={since}", "--format=JobID,Comment%200")
     rows += [line.split("|", 1) for line in accounted]
     # of an array the id of the whole: its tasks are 123_4 or 123_[5-9%2]
-    return {mark: row[0].partition("_")[0] for mark in wanted for row in rows if len(row) == 2 and mark in row[1]}
+    return {
+        mark: row[0].partition("_")[0] for mark in distinct_marks for row in rows if len(row) == 2 and mark in row[1]
+    }
 
 
 def job_states(ids: Iterable[str], owner: str = "") -> dict[str, JobState]:
@@ -146,17 +148,17 @@ def job_states(ids: Iterable[str], owner: str = "") -> dict[str, JobState]:
     Raises:
         LaunchError: There is no SLURM here, or it does not answer.
     """
-    wanted = set(ids)
-    if not wanted:
+    requested = set(ids)
+    if not requested:
         return {}
     owner = owner or current_user()
-    queued = _queued_states(wanted, owner)
-    left = wanted - queued.keys()
-    accounted, certain = _accounted_states(left)
+    queued = _queued_states(requested, owner)
+    not_queued = requested - queued.keys()
+    accounted, certain = _accounted_states(not_queued)
     for id, job in queued.items():
         if not job.active and job.state != "COMPLETED" and job.reason != NEVER:
             queued[id] = _with_exit_code(id, job)
-    forgotten = dict.fromkeys(left - accounted.keys(), GONE) if certain and owner == current_user() else {}
+    forgotten = dict.fromkeys(not_queued - accounted.keys(), GONE) if certain and owner == current_user() else {}
     return {**forgotten, **accounted, **queued}
 
 
@@ -185,17 +187,21 @@ def cancel(ids: Sequence[str]) -> None:
     Raises:
         LaunchError: SLURM refuses or does not answer.
     """
-    done = _run(["scancel", *ids])
-    if done.returncode and "Invalid job id" not in done.stderr and "already completed" not in done.stderr:
-        raise LaunchError(f"scancel: {_error_summary(done)}")
+    completed = _run(["scancel", *ids])
+    if (
+        completed.returncode
+        and "Invalid job id" not in completed.stderr
+        and "already completed" not in completed.stderr
+    ):
+        raise LaunchError(f"scancel: {_error_summary(completed)}")
 
 
 def _squeue(owner: str, fields: str, *options: str) -> list[str]:
     """Lines on all jobs of a user: squeue fails without an answer when one of several given ids is forgotten."""
-    done = _run(["squeue", f"--user={owner}", "--noheader", "--states=all", f"--format={fields}", *options])
-    if done.returncode:
-        raise LaunchError(f"squeue does not answer: {_error_summary(done)}")
-    return done.stdout.splitlines()
+    completed = _run(["squeue", f"--user={owner}", "--noheader", "--states=all", f"--format={fields}", *options])
+    if completed.returncode:
+        raise LaunchError(f"squeue does not answer: {_error_summary(completed)}")
+    return completed.stdout.splitlines()
 
 
 def _accounted_states(ids: set[str]) -> tuple[dict[str, JobState], bool]:
@@ -219,21 +225,21 @@ def _sacct(*args: str) -> tuple[list[str], bool]:
     if shutil.which("sacct") is None:
         return [], True
     try:
-        done = _run(["sacct", "--noheader", "--parsable2", *args])
+        completed = _run(["sacct", "--noheader", "--parsable2", *args])
     except NoAnswer:
         return [], False
-    if done.returncode:
-        return [], "disabled" in done.stderr
-    return done.stdout.splitlines(), True
+    if completed.returncode:
+        return [], "disabled" in completed.stderr
+    return completed.stdout.splitlines(), True
 
 
 def _with_exit_code(id: str, job: JobState) -> JobState:
     """An ended job with its exit code, which squeue does not print."""
     try:
-        done = _run(["scontrol", "show", "job", "-o", id])
+        completed = _run(["scontrol", "show", "job", "-o", id])
     except LaunchError:
         return job
-    match = re.search(r"\bExitCode=(\d+:\d+)", done.stdout)
+    match = re.search(r"\bExitCode=(\d+:\d+)", completed.stdout)
     code = (_parse_exit_code(match[1]) or None) if match else None  # 0: it was not its command that failed
     return replace(job, exit_code=code)
 
@@ -272,7 +278,7 @@ def _run(args: Sequence[str], env: Mapping[str, str] | None = None) -> subproces
         raise NoAnswer(f"{args[0]} did not answer within {_TIMEOUT_S:g} s") from None
 
 
-def _error_summary(done: subprocess.CompletedProcess[str]) -> str:
+def _error_summary(completed: subprocess.CompletedProcess[str]) -> str:
     """A program's error output in one line."""
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return "; ".join(lines[:3]) or f"exit code {done.returncode}"
+    lines = [line.strip() for line in completed.stderr.splitlines() if line.strip()]
+    return "; ".join(lines[:3]) or f"exit code {completed.returncode}"

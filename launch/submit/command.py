@@ -114,16 +114,16 @@ def _submit(
 ) -> None:
     layout = Layout(pipeline.out)
     jobs = refresh_jobs(read_jobs(layout.out))
-    before = pipeline_status(layout.out, steps, settings, jobs, read_records(layout.out))
-    write_states(layout.out, jobs, before.used)
-    records = dict(before.records)
-    to_submit, from_scratch = _steps_to_submit(pipeline, selected, before, settings)
-    if missing := missing_inputs(to_submit, before.steps):
+    current = pipeline_status(layout.out, steps, settings, jobs, read_records(layout.out))
+    write_states(layout.out, jobs, current.used)
+    records = dict(current.records)
+    to_submit, from_scratch = _steps_to_submit(pipeline, selected, current, settings)
+    if missing := missing_inputs(to_submit, current.steps):
         raise ConfigError("; ".join(missing))
     for step in to_submit:
         try:
-            if why := client.test_submit(step_job(step, pipeline, settings[step.name]).args()):
-                log.warning("%s cannot start now, it will wait: %s", step.name, why)
+            if wait_reason := client.test_submit(step_job(step, pipeline, settings[step.name]).args()):
+                log.warning("%s cannot start now, it will wait: %s", step.name, wait_reason)
         except LaunchError as error:
             raise LaunchError(f"{step.name}: {error}") from None
     layout.logs.mkdir(parents=True, exist_ok=True)
@@ -134,26 +134,26 @@ def _submit(
     parent = open_parent(pipeline) if to_submit else ""
     new_names = {step.name for step in to_submit}
     for step in selected:
-        name, wanted, status = step.name, before.wanted[step.name], before.steps[step.name]
-        differences = before.differences.get(name, ())
+        name, inputs, status = step.name, current.inputs[step.name], current.steps[step.name]
+        differences = current.differences.get(name, ())
         if step not in to_submit:
             # a result that was made by hand has no record: it is accepted, and compared from now on
-            record = records.get(name, StepRecord(made=wanted))
+            record = records.get(name, StepRecord(made=inputs))
             accepted = differences and status.state in ("done", "stale")
-            records[name] = replace(record, accepted=wanted) if accepted else record
+            records[name] = replace(record, accepted=inputs) if accepted else record
             print(f"{name:<16}{_state_text(status, differences)}", flush=True)
             continue
         had_job = name in jobs
         moved = move_to_stale(step, layout) if name in from_scratch else None
-        results = {other: digest for other, digest in wanted.results.items() if other not in new_names}
-        records[name] = StepRecord(made=replace(wanted, results=results))
+        results = {other: digest for other, digest in inputs.results.items() if other not in new_names}
+        records[name] = StepRecord(made=replace(inputs, results=results))
         write_records(layout.out, records)
         sbatch_job = step_job(step, pipeline, settings[name], tracking_args(name, settings[name], pipeline, parent))
-        job = _submit_job(sbatch_job, _dependencies(step, steps, before.steps, jobs, to_submit), jobs, layout.out)
-        after = f", after {' and '.join(job.after)}" if job.after else ""
-        was = f" (was {status.state}: {status.why})" if had_job or status.state == "stale" else ""
-        old = f"; the old result is now in {moved}" if moved else ""
-        print(f"{name:<16}job {job.id}{after}{was}{old}", flush=True)
+        job = _submit_job(sbatch_job, _dependencies(step, steps, current.steps, jobs, to_submit), jobs, layout.out)
+        dependencies = f", after {' and '.join(job.after)}" if job.after else ""
+        previous_state = f" (was {status.state}: {status.why})" if had_job or status.state == "stale" else ""
+        moved_note = f"; the old result is now in {moved}" if moved else ""
+        print(f"{name:<16}job {job.id}{dependencies}{previous_state}{moved_note}", flush=True)
     write_records(layout.out, records)
     write_jobs(layout.out, jobs)
     if not to_submit:
@@ -164,7 +164,7 @@ def _submit(
 
 
 def _steps_to_submit(
-    pipeline: PipelineSettings, selected: Sequence[Step], before: PipelineStatus, settings: Mapping[str, Any]
+    pipeline: PipelineSettings, selected: Sequence[Step], current: PipelineStatus, settings: Mapping[str, Any]
 ) -> tuple[list[Step], set[str]]:
     """The steps to submit, and the names of those that start from scratch: their old results are moved away.
 
@@ -173,12 +173,12 @@ def _steps_to_submit(
     """
     to_submit, from_scratch, updated = [], set[str](), set[str]()
     for step in selected:
-        status = before.steps[step.name]
+        status = current.steps[step.name]
         changed_inputs = [name for name in from_scratch if reads_result_of(step, name)]
-        differences = before.differences.get(step.name, ())
+        differences = current.differences.get(step.name, ())
         inputs_in_progress = any(
             reads_result_of(step, name) and other.state in ("running", "waiting")
-            for name, other in before.steps.items()
+            for name, other in current.steps.items()
         )
         is_stale = status.state == "stale" and not pipeline.keep and bool(differences or inputs_in_progress)
         if (
@@ -203,7 +203,7 @@ def _steps_to_submit(
             from_scratch.add(step.name)
         if status.state in ("running", "waiting"):
             _check_active(pipeline, status, changed_inputs, step.name in from_scratch)
-            if changes := before.differences.get(step.name):
+            if changes := current.differences.get(step.name):
                 log.warning(
                     "%s continues as job %s, which was submitted before a change (%s): cancel it and submit again to "
                     "apply the change",
@@ -220,9 +220,9 @@ def _check_active(
     """Raises ConfigError where a step that has a job would have to start from scratch."""
     if from_scratch:
         name, job = status.step.name, status.job.id if status.job else ""
-        why = f"it reads {' and '.join(changed_inputs)}" if changed_inputs else "--force names it"
+        reason = f"it reads {' and '.join(changed_inputs)}" if changed_inputs else "--force names it"
         raise ConfigError(
-            f"{name} is {status.state} (job {job}) and would be rebuilt, since {why}: "
+            f"{name} is {status.state} (job {job}) and would be rebuilt, since {reason}: "
             f"cancel it with `lavic submit cancel {shlex.quote(str(pipeline.out))} {name}`, or wait until it has ended"
         )
 
@@ -233,13 +233,13 @@ def _recorded_settings(
     """The settings for pipeline.yaml; stages that are not submitted now keep the settings that they ran with."""
     pipeline = replace(pipeline, only=(), from_=None, force=(), keep=False, wait=False)
     try:
-        before = load(PipelineSettings, layout.out / "pipeline.yaml")
+        recorded_pipeline = load(PipelineSettings, layout.out / "pipeline.yaml")
     except (LavicError, OSError):
         return pipeline
     recorded = {stage_of(name) for name in records}
     stages = [stage for stage in not_submitted if stage in recorded]
-    kept: dict[str, Any] = {field_of(stage): stage_settings(before, stage) for stage in stages}
-    return replace(pipeline, **kept)
+    kept_settings: dict[str, Any] = {field_of(stage): stage_settings(recorded_pipeline, stage) for stage in stages}
+    return replace(pipeline, **kept_settings)
 
 
 def missing_inputs(to_submit: Sequence[Step], statuses: Mapping[str, StepStatus]) -> list[str]:
@@ -285,7 +285,7 @@ def _submit_job(
     kind: Literal["afterok", "afterany"] = "afterok",
 ) -> Job:
     """Submits a job. It is registered before sbatch runs: if sbatch gives no answer, the next call looks for it."""
-    name, before = sbatch_job.name, jobs.get(sbatch_job.name)
+    name, previous = sbatch_job.name, jobs.get(sbatch_job.name)
     job = Job(
         id="",
         mark=f"lavic-{uuid.uuid4().hex[:12]}",
@@ -304,7 +304,7 @@ def _submit_job(
         raise LaunchError(f"{name}: {error}; {rerun}, which looks for that job first") from None
     except LaunchError as error:
         del jobs[name]
-        write_jobs(out, jobs | ({name: before} if before else {}))
+        write_jobs(out, jobs | ({name: previous} if previous else {}))
         raise LaunchError(f"{name}: {error}; {rerun}") from None
     jobs[name] = replace(job, id=id, log=str(sbatch_job.log(id)))
     write_jobs(out, jobs)

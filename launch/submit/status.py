@@ -200,17 +200,17 @@ def collect_rows(out: Path) -> list[Row]:
     pipeline, steps = read_pipeline(out)
     out = Layout(out).out
     jobs = last_known_jobs(out)
-    now = pipeline_status(out, steps, _resolvable_settings(steps, pipeline), jobs, read_records(out))
-    write_states(out, jobs, now.used)
-    statuses = [status for status in now.steps.values() if status.step.selected]
+    current = pipeline_status(out, steps, _resolvable_settings(steps, pipeline), jobs, read_records(out))
+    write_states(out, jobs, current.used)
+    statuses = [status for status in current.steps.values() if status.step.selected]
     with contextlib.suppress(OSError):  # another user, who may not write here
         close_parent(pipeline, statuses)
     rows = []
     for status in statuses:
         photos = getattr(pipeline.photos, status.step.name.rpartition("-")[2], None)
         is_running = status.state == "running"
-        left = remaining_seconds(status.step, photos.expected if photos else None) if is_running else None
-        rows.append(Row(status=status, progress=progress(status.step), remaining_s=left))
+        remaining_s = remaining_seconds(status.step, photos.expected if photos else None) if is_running else None
+        rows.append(Row(status=status, progress=progress(status.step), remaining_s=remaining_s))
     return rows
 
 
@@ -269,8 +269,8 @@ def _time(row: Row) -> str:
         return f"starts {job.seen.start}" if job.seen.start else ""
     if row.status.state == "running":
         limit = f" of {job.seen.limit}" if job.seen.limit else ""
-        left = f", {format_duration(row.remaining_s)} left" if row.remaining_s is not None else ""
-        return f"{job.seen.elapsed or '0:00'}{limit}{left}"
+        remaining = f", {format_duration(row.remaining_s)} left" if row.remaining_s is not None else ""
+        return f"{job.seen.elapsed or '0:00'}{limit}{remaining}"
     return job.seen.elapsed
 
 

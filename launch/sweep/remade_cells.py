@@ -22,7 +22,7 @@ Remade = dict[tuple[SweepStage, str], str]
 def remade_cells(
     pipeline: PipelineSettings,
     sweep: Sweep,
-    wanted: Mapping[str, StepInputs],
+    inputs: Mapping[str, StepInputs],
     stages: Collection[SweepStage],
     statuses: Mapping[tuple[SweepStage, str], TaskStatus],
 ) -> Remade:
@@ -31,7 +31,7 @@ def remade_cells(
     Args:
         pipeline: Its settings, with --force and --keep.
         sweep: What is known of it.
-        wanted: `stage/cell` -> what it would be made from now.
+        inputs: `stage/cell` -> what it would be made from now.
         stages: Those that are submitted.
         statuses: Of all cells.
 
@@ -43,17 +43,17 @@ def remade_cells(
         for stage in SWEEP_STAGES:
             key, status = f"{stage}/{cell.name}", statuses[stage, cell.name]
             is_active = status.state in ("running", "waiting")
-            before = sweep.made.get(key)
-            changes = "; ".join(before.differences(wanted[key])) if before and not pipeline.keep else ""
-            after = stage == "evaluate" and ("tune", cell.name) in remade
+            made_from = sweep.made.get(key)
+            changes = "; ".join(made_from.differences(inputs[key])) if made_from and not pipeline.keep else ""
+            tune_is_remade = stage == "evaluate" and ("tune", cell.name) in remade
             forced = stage in stages and stage in pipeline.force
-            if is_active and (after or forced):
+            if is_active and (tune_is_remade or forced):
                 raise ConfigError(
                     f"{stage} of {cell.name} is {status.state} ({status.job}) and would be rebuilt: "
                     f"`lavic submit cancel {pipeline.out} {stage}-{cell.name}`, or wait until it has ended"
                 )
-            if after or forced:
-                remade[stage, cell.name] = "its stage 2 is rebuilt" if after else "--force"
+            if tune_is_remade or forced:
+                remade[stage, cell.name] = "its stage 2 is rebuilt" if tune_is_remade else "--force"
             elif changes and is_active:
                 log.warning("%s of %s continues as it was submitted, before a change: %s", stage, cell.name, changes)
             elif changes and stage in stages:
@@ -66,21 +66,21 @@ def remade_cells(
 def move_remade(pipeline: PipelineSettings, remade: Remade) -> None:
     """Moves what there is of the results of cells to OUT/stale."""
     layout = Layout(pipeline.out)
-    for (stage, cell), why in remade.items():
+    for (stage, cell), reason in remade.items():
         if moved := move_aside(cell_output(layout.out, stage, cell), layout, f"{stage}-{cell}"):
-            print(f"{stage:<16}{cell} is rebuilt ({why}); the old result is now in {moved}", flush=True)
+            print(f"{stage:<16}{cell} is rebuilt ({reason}); the old result is now in {moved}", flush=True)
 
 
-def with_kept(sweep: Sweep, wanted: Mapping[str, StepInputs], done: Sequence[str], *, keep: bool) -> Sweep:
+def with_kept(sweep: Sweep, inputs: Mapping[str, StepInputs], done: Sequence[str], *, keep: bool) -> Sweep:
     """The sweep with what finished cells were made from, where it is not known, or where --keep accepts them.
 
-    `wanted` has what each `stage/cell` would be made from now, `done` are the finished ones.
+    `inputs` has what each `stage/cell` would be made from now, `done` are the finished ones.
     """
     made = dict(sweep.made)
     for key in done:
-        before = made.get(key)
-        if before is None or keep:
-            made[key] = wanted[key]
-        elif not before.results:
-            made[key] = replace(before, results=wanted[key].results)
+        made_from = made.get(key)
+        if made_from is None or keep:
+            made[key] = inputs[key]
+        elif not made_from.results:
+            made[key] = replace(made_from, results=inputs[key].results)
     return replace(sweep, made=made)

@@ -105,16 +105,16 @@ def _with_all(groups: Mapping[tuple[str, str], Group]) -> Iterator[tuple[str, st
             yield category, candidates, group
         if len(parts) < 2:
             continue
-        first, *others = parts.values()
-        shared = [arm for arm in first if all(arm in other for other in others)]
-        together: dict[str, dict[int, compare.Seed]] = {}
+        first, *other_groups = parts.values()
+        shared = [arm for arm in first if all(arm in other for other in other_groups)]
+        joined: dict[str, dict[int, compare.Seed]] = {}
         for arm in shared:
-            seeds = [seed for seed in first[arm] if all(seed in other[arm] for other in others)]
+            seeds = [seed for seed in first[arm] if all(seed in other[arm] for other in other_groups)]
             if seeds:
-                together[arm] = {
+                joined[arm] = {
                     seed: _joined({category: group[arm][seed] for category, group in parts.items()}) for seed in seeds
                 }
-        yield ALL, candidates, together
+        yield ALL, candidates, joined
 
 
 def _joined(seeds: Mapping[str, compare.Seed]) -> compare.Seed:

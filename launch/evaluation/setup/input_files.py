@@ -92,8 +92,8 @@ def run_files(chosen: EvaluateSettings, taken: Collection[str]) -> dict[str, tup
             raise ConfigError(f"--run {text}: the name {name} is in use: choose another")
         if test_set and test_set not in sets:
             raise ConfigError(f"--run {text}: no test set {test_set}; there are: {', '.join(sets)}")
-        file, at, key = path.rpartition("@")
-        if not at or Path(path).is_file():
+        file, separator, key = path.rpartition("@")
+        if not separator or Path(path).is_file():
             file, key = path, ""
         runs[name] = (test_set or next(iter(sets), ""), Path(file), key or None)
     return runs
