@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from contextlib import ExitStack
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 from typing import IO, Generic, TypeVar
 
 Result = TypeVar("Result")
@@ -49,12 +49,17 @@ class ReorderBuffer(Generic[Result]):
             self._in_memory[number] = (result, size)
             self._bytes += size
             return
-        if self._file is None:
-            file: IO[bytes] = TemporaryFile(prefix="lavic-reorder-")  # noqa: SIM115 (closed on exit)
-            self._file = self._stack.enter_context(file)
         data = pickle.dumps(result, pickle.HIGHEST_PROTOCOL)
-        self._file.seek(self._end)
-        self._file.write(data)
+        try:
+            if self._file is None:
+                file: IO[bytes] = TemporaryFile(prefix="lavic-reorder-")  # noqa: SIM115 (closed on exit)
+                self._file = self._stack.enter_context(file)
+            self._file.seek(self._end)
+            self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            # The message about the output folder would hide that another disk is full.
+            raise OSError(error.errno, f"{error.strerror} in {gettempdir()}, the folder of TMPDIR") from None
         self._on_disk[number] = (self._end, len(data))
         self._end += len(data)
 

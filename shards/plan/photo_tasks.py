@@ -170,7 +170,9 @@ def select_photos(
                 details=details,
                 text=captions.text_of(item, photo),
             )
-    counts.ids_missing = len((selected or set()) - present)
+    else:
+        # Only the end of the catalogue shows which are missing.
+        counts.ids_missing = len((selected or set()) - present)
     counts.rejected = rejects.records
 
 

@@ -268,6 +268,12 @@ def test_a_submission_is_gathered_by_its_own_id(tmp_path: Path) -> None:
     assert post.title == "first" and post_from_row(other).crosspost == number_of("s1")
 
 
+def test_a_link_id_may_lack_its_prefix(tmp_path: Path) -> None:
+    write_table(tmp_path / "wanted", np.array([number_of("s1")], np.uint64))
+    path = write_dump(tmp_path / "a.zst", [{**comment("c1", "s1", "t3_s1", "a"), "link_id": "s1"}])
+    assert gather_dump(str(path), Table(tmp_path / "wanted"), tmp_path / "spool") == {"comments": 1}
+
+
 def test_a_dump_may_hold_comments_and_submissions(tmp_path: Path) -> None:
     """Also a comment whose id is that of a wanted submission, which is another post."""
     write_table(tmp_path / "wanted", np.array([number_of("s1"), number_of("s2")], np.uint64))

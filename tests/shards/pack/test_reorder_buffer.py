@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 
 from lavic.shards.pack.reorder_buffer import ReorderBuffer
+from lavic.storage.output_folder import not_writable
 
 
 @pytest.mark.parametrize("memory", [0, 2_500, 1 << 30])
@@ -30,3 +33,14 @@ def test_no_more_than_the_bound_is_held_in_memory_and_the_disk_is_used_again() -
             buffer.add(begin, begin, 100)
             assert buffer._bytes == buffer._end == 0
     assert given == list(range(20))
+
+
+def test_an_error_of_the_folder_for_temporary_files_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = Path("/dev/full").open("w+b", buffering=0)  # noqa: SIM115 (closed by the buffer)
+    monkeypatch.setattr("lavic.shards.pack.reorder_buffer.TemporaryFile", lambda **_: full)
+    with (
+        pytest.raises(OSError, match=f"No space left on device in {gettempdir()}, the folder of TMPDIR") as caught,
+        ReorderBuffer(print, memory=0) as buffer,
+    ):
+        buffer.add(1, "x", 10)
+    assert "folder of TMPDIR" in str(not_writable(Path("out"), caught.value))

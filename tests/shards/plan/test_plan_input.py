@@ -29,6 +29,8 @@ def test_limit_and_ids_select_items(tmp_path: Path) -> None:
     (tmp_path / "ids").write_text("B7\nB2\n\nnone\n")
     plan = make_plan(items, tmp_path / "ids-out", replace(SETTINGS, ids=str(tmp_path / "ids")))
     assert [task.key for task in read_tasks(plan.shard(0))] == ["B2_0", "B7_0"] and plan.counts.ids_missing == 1
+    few = make_plan(items, tmp_path / "few-out", replace(SETTINGS, ids=str(tmp_path / "ids"), limit=1))
+    assert planned_keys(few) == ["B2_0"] and few.counts.ids_missing == 0, "the others were not looked for"
     (tmp_path / "ids").write_text("none\n")
     with pytest.raises(DataError, match="none of the ids"):
         make_plan(items, tmp_path / "no-out", replace(SETTINGS, ids=str(tmp_path / "ids")))

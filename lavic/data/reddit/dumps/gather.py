@@ -21,7 +21,7 @@ from lavic.storage.atomic import atomic_open
 RUN_BYTES = 32 << 20
 """Bytes of posts that are collected before they are written."""
 
-_SUBMISSION_OF_COMMENT = re.compile(rb'"link_id"\s*:\s*"t3_([0-9a-z]{1,13})"')
+_SUBMISSION_OF_COMMENT = re.compile(rb'"link_id"\s*:\s*"(?:t3_)?([0-9a-z]{1,13})"')
 # Comments and objects within a submission have ids too; the parser decides which id is the submission's.
 _ID = re.compile(rb'"id"\s*:\s*"([0-9a-z]{1,13})"')
 _WIDTH = 13
