@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from lavic.distributed.context import DistributedContext
-from lavic.errors import ConfigError
+from lavic.errors import ConfigError, LavicError
 from lavic.train.input.collate import MicroBatch
 from lavic.train.input.data_loader import TaskDataset, prefetch
 from lavic.train.input.length_bucketing import bucket_by_length
+from lavic.train.nonfinite import name_by_rank
 
 WINDOW_BATCHES = 8
 """Batches of a window, whose samples are sorted by length; a data loader worker prepares one window at a time."""
@@ -87,12 +88,14 @@ def evaluate(
 
     Raises:
         NoTargetTokensError: The set has no target token.
+        LavicError: The loss is not finite; names the samples.
     """
     total = torch.zeros(2, dtype=torch.float64, device=device)
     share = range(world.rank, len(samples), world.size)
     longest = math.ceil(len(samples) / world.size)  # every rank calls check_stop equally often
     size = WINDOW_BATCHES * batch_size
     windows = [share[first : first + size] for first in range(0, longest, size)]
+    finite: list[tuple[str, torch.Tensor]] = []
     make = partial(_make_window, samples, windows, batch_size, max_tokens)
     with inference(task):
         for number, batches in enumerate(prefetch(make, range(len(windows)), num_workers)):
@@ -100,12 +103,19 @@ def evaluate(
             check_stop()
             for batch in batches:
                 losses = task(batch.to(device))
+                finite += zip(batch.keys, losses.isfinite().split(list(batch.targets)), strict=True)
                 total += torch.stack([losses.sum(dtype=torch.float64), total.new_tensor(losses.numel())])
     enter_phase("the end")
     loss, tokens = world.all_reduce(total).tolist()
     if not tokens:
         raise NoTargetTokensError(
             "the validation set has no target token: it is empty, or no sample fits into --max-length"
+        )
+    if not math.isfinite(loss):
+        keys = name_by_rank([key for key, tokens_finite in finite if not tokens_finite.all()], world)
+        raise LavicError(
+            f"the validation loss of {keys} is not finite: check these samples, then run the same command again with a "
+            "lower --loop.lr or with --model.dtype float32"
         )
     return EvalResult(loss / tokens, int(tokens))
 

@@ -42,18 +42,22 @@ def find_nonfinite_samples(
         losses: The losses of the target tokens of each micro-batch.
     """
     keys = [key for batch, loss in zip(micro_batches, losses, strict=True) for key in _nonfinite_keys(batch, loss)]
-    by_rank = world.all_gather_object(keys)
-    if not any(by_rank):
-        # All losses are finite, so a gradient is not: run the micro-batches separately.
-        trained = [p for p in task.parameters() if p.requires_grad]
-        device = trained[0].device
-        for batch in micro_batches:
-            gradients = torch.autograd.grad(task(batch.to(device)).sum(), trained, allow_unused=True)
-            if not all(g.isfinite().all() for g in gradients if g is not None):
-                keys += batch.keys
-        by_rank = world.all_gather_object(keys)
-    if not any(by_rank):  # only the sum of the gradients is not finite
-        by_rank = world.all_gather_object([key for batch in micro_batches for key in batch.keys])
+    if named := name_by_rank(keys, world):
+        return named
+    # All losses are finite, so a gradient is not: run the micro-batches separately.
+    trained = [p for p in task.parameters() if p.requires_grad]
+    device = trained[0].device
+    for batch in micro_batches:
+        gradients = torch.autograd.grad(task(batch.to(device)).sum(), trained, allow_unused=True)
+        if not all(g.isfinite().all() for g in gradients if g is not None):
+            keys += batch.keys
+    # or only the sum of the gradients is not finite
+    return name_by_rank(keys, world) or name_by_rank([key for batch in micro_batches for key in batch.keys], world)
+
+
+def name_by_rank(keys: Sequence[str], world: DistributedContext) -> str:
+    """The keys that each rank passes, with their ranks; "" if there are none. Collective."""
+    by_rank = world.all_gather_object(list(keys))
     parts = [f"{first_keys(keys)} on rank {rank}" for rank, keys in enumerate(by_rank) if keys]
     return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more ranks" if len(parts) > 4 else "")
 

@@ -11,7 +11,7 @@ import torch
 
 from lavic.distributed.context import DistributedContext
 from lavic.distributed.signals import StopRequest
-from lavic.errors import Stopped
+from lavic.errors import LavicError, Stopped
 from lavic.tracking.journal import read_events, read_journal
 from lavic.tracking.tracker import Tracker
 from lavic.train.callbacks.callback import Callback
@@ -43,6 +43,7 @@ def trainer(
     *callbacks: Callback,
     poison: int | None = None,
     data: ToyData | None = None,
+    valid: ToyData | None = None,
     **loop: Any,
 ) -> Trainer:
     """A run of the toy with the callbacks of the commands and some more."""
@@ -52,7 +53,7 @@ def trainer(
     return Trainer(
         Engine(ToyTask(), world, settings),
         data or ToyData(40, 1, poison=poison),
-        ToyData(13, 2),
+        valid or ToyData(13, 2),
         settings,
         world,
         [*make_callbacks(stop, checkpoints, tracker), *callbacks],
@@ -126,6 +127,12 @@ def test_a_run_never_resumes_from_before_a_validation(tmp_path: Path, world: Dis
     assert validated == [0, 3, 6]
     trainer(tmp_path, world, 12, eval_every=3, save_every=4).fit()
     assert [event["step"] for event in read_events(tmp_path / "metrics.jsonl", "resume")] == [0, 6]
+
+
+def test_a_validation_loss_that_is_not_finite_ends_the_run(tmp_path: Path, world: DistributedContext) -> None:
+    """No later loss is lower than it: its model would stay the best one."""
+    with pytest.raises(LavicError, match="the validation loss of toy-3 on rank 0 is not finite"):
+        trainer(tmp_path, world, 2, valid=ToyData(13, 2, poison=3)).fit()
 
 
 class PartlyUntargeted(ToyData):

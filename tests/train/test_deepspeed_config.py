@@ -43,6 +43,7 @@ def test_a_users_json_may_add_but_not_override() -> None:
         ('{"zero_optimization": {"stage": 3}}', "ZeRO stage 3"),
         ('{"zero_optimization": true}', "an object is expected"),
         ('{"bf16": {"enabled": true}}', "sets bf16: remove it"),
+        ('{"torch_autocast": {"enabled": true}}', "sets torch_autocast: remove it"),
         ('{"data_types": {"grad_accum_dtype": "bf16"}}', "sets data_types: remove it"),
         ('{"communication_data_type": "bf16"}', "sets communication_data_type: remove it"),
         ("[1]", "not a JSON object"),

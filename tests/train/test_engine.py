@@ -75,6 +75,22 @@ def test_engines_start_in_new_and_existing_process_groups(
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        ({"zero_optimization": {"reduce_buckets": 7}}, "reduce_buckets Extra inputs are not permitted"),
+        ({"prescale_gradients": True}, "pre-scale gradients is not yet supported"),
+        ({"sparse_gradients": True}, "has been removed"),
+    ],
+)
+def test_settings_that_deepspeed_refuses_are_one_line(world: DistributedContext, extra: dict, reason: str) -> None:
+    with pytest.raises(
+        ConfigError, match=f"^--deepspeed: DeepSpeed does not accept these settings: .*{reason}"
+    ) as error:
+        Engine(ToyTask(), world, LoopSettings(), extra=extra)
+    assert "\n" not in str(error.value)
+
+
 def test_engine_start_compiles_nothing_and_imports_no_mlflow(tmp_path: Path) -> None:
     """With an empty extension cache and no compiler on PATH."""
     env = {"PATH": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path), "LAVIC_DEVICE": "cpu", "PYTHONPATH": "."}

@@ -28,6 +28,7 @@ MANAGED_KEYS = {
     "fp16": "model.dtype",
     "data_types": "model.dtype",
     "communication_data_type": "model.dtype",
+    "torch_autocast": "model.dtype",
 }
 """Keys refused in a user's DeepSpeed JSON, and the lavic settings that they are set from."""
 

@@ -67,7 +67,13 @@ class Engine:
         self._utils = deepspeed.utils
         # DeepSpeed requires the variable also in a process group that the caller has created without a launcher.
         with _changed(os.environ, "LOCAL_RANK", os.environ.get("LOCAL_RANK", str(world.local_rank))):
-            self._engine, self._zero, *_ = deepspeed.initialize(model=task, optimizer=optimizer, config=config)
+            try:
+                self._engine, self._zero, *_ = deepspeed.initialize(model=task, optimizer=optimizer, config=config)
+            except (AssertionError, ValueError, deepspeed.DeepSpeedConfigError) as error:
+                if not extra:
+                    raise
+                reason = " ".join(str(error).split())[:300]
+                raise ConfigError(f"--deepspeed: DeepSpeed does not accept these settings: {reason}") from error
         # Sums over the ranks, not means: dividing a bfloat16 gradient rounds it once more; `backward` divides the loss
         self._zero.gradient_average = False
         self.device: torch.device = self._engine.device
