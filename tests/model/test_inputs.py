@@ -139,7 +139,7 @@ def test_a_long_request_is_cut_and_candidates_never_are(backbone: Backbone) -> N
     example = encoder.recommendation(long, CANDIDATES, photo_tokens=5, target="B0MN123456", max_length=90)
     assert 60 < len(example.input_ids) <= 90
     assert example.input_ids.count(encoder.image_token_id) == 10
-    with pytest.raises(DataError, match=r"t\.jsonl:5: 2 candidates alone need \d+ tokens, --max-length is 20"):
+    with pytest.raises(DataError, match=r"t\.jsonl:5: 2 candidates alone need \d+ tokens, and a prompt has 20"):
         encoder.recommendation(long, CANDIDATES, photo_tokens=5, target="B0MN123456", max_length=20)
 
 

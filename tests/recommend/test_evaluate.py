@@ -307,7 +307,7 @@ def test_the_words_arm_is_not_a_control(evaluated: Path):
     scores["sets"]["items"]["arms"]["words"]["hit_rate"] = {**hit_rate, "value": 1.0, "low": 1.0, "high": 1.0}
     labels = [number.label for number in sections.summary(scores).blocks[0].items]
     assert "Photos as text" in labels
-    assert "best control: Photos as text" not in labels
+    assert "best of the others: Photos as text" not in labels
 
 
 def test_two_test_files_of_one_name_are_refused(assets: Assets, tmp_path: Path):

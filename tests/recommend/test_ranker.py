@@ -109,6 +109,24 @@ def test_texts_replace_tokens(assets: Assets):
     assert by_id(mixed[1]) == pytest.approx(by_id(ranker.rank([request])[0]), abs=1e-5)
 
 
+def test_probabilities_that_are_not_finite_are_refused(assets: Assets):
+    """Their order would be arbitrary."""
+    ranker = Ranker(Bundle.load(assets.bundle), ItemStore.open(assets.store))
+    first, second = requests(assets, 2)
+    last = second.candidates[-1]
+    features = ranker.tokens.features
+
+    def damaged(items: list[str]) -> list[torch.Tensor]:
+        return [
+            tokens * float("nan") if item == last else tokens
+            for item, tokens in zip(items, features(items), strict=True)
+        ]
+
+    ranker.tokens.features = damaged  # type: ignore[method-assign]
+    with pytest.raises(DataError, match=rf"test.jsonl:{second.conversation.line}: .* not finite"):
+        ranker.rank([replace(first, candidates=tuple(i for i in first.candidates if i != last)), second])
+
+
 def test_a_long_id_fits_into_generated_text(assets: Assets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Such as a UUID, of which many tokenizers make a token a digit."""
     bundle, store = Bundle.load(assets.bundle), ItemStore.open(assets.store)

@@ -13,19 +13,19 @@ TABLE_METRICS = ("hit_rate", "hit_rate_in_list", "recall_micro", "recall_at_3", 
 """Metrics in the tables; `results.json` has all."""
 
 REFERENCES = ("words", "words_before_tuning", "base_photos")
-"""Arms that get the photos in another form: not controls, but references for what words or all image tokens reach."""
+"""Arms that get the photos in another form: references for what words or all image tokens reach."""
 
 
 def summary(results: Mapping[str, Any], *extra_numbers: Number) -> Section:
-    """The main model's hit rate beside the best control's, then what the caller adds."""
+    """The main model's hit rate beside that of the best other arm, then what the caller adds."""
     test_set = results["sets"][results["main_set"]]
     main, names = results["main"], results["labels"]
     hit_rates = {arm: metrics["hit_rate"] for arm, metrics in test_set["arms"].items()}
-    controls = [arm for arm in hit_rates if arm not in (main, *REFERENCES)]
+    others = [arm for arm in hit_rates if arm not in (main, *REFERENCES)]
     numbers = [_number(hit_rates[main], f"HitRatio@1, {names[main]['label']}", "main")]
-    if controls:
-        best = max(controls, key=lambda arm: hit_rates[arm]["value"])
-        numbers.append(_number(hit_rates[best], f"best control: {names[best]['label']}", "muted"))
+    if others:
+        best = max(others, key=lambda arm: hit_rates[arm]["value"])
+        numbers.append(_number(hit_rates[best], f"best of the others: {names[best]['label']}", "muted"))
     numbers += [_number(hit_rates[arm], names[arm]["label"]) for arm in REFERENCES if arm in hit_rates]
     for name, other in results["sets"].items():
         if name != results["main_set"] and main in other["arms"]:

@@ -135,8 +135,9 @@ class Encoder:
         while len(example.input_ids) > limit:
             if not turns:
                 raise DataError(
-                    f"{conversation.place}: {len(candidates)} candidates alone need "
-                    f"{len(example.input_ids)} tokens, --max-length is {max_length}: raise it or show fewer candidates"
+                    f"{conversation.place}: {len(candidates)} candidates alone need {len(example.input_ids)} tokens, "
+                    f"and a prompt has {max_length} at most (--max-length of `lavic tune`): show fewer candidates, or "
+                    "tune with longer prompts"
                 )
             turns = _cut_last(turns, lambda kept: len(encode(kept).input_ids) <= limit)
             example = encode(turns)

@@ -185,6 +185,12 @@ class Ranker:
         ).last_hidden_state
         logits = model.lm_head(hidden.flatten(0, 1)[torch.tensor(sources, device=self.device)]).float()
         losses = nn.functional.cross_entropy(logits, torch.tensor(labels, device=self.device), reduction="none")
+        if len(wrong := (~losses.isfinite()).nonzero()):
+            place = batch[sources[int(wrong[0])] // width].request.conversation.place
+            raise DataError(
+                f"{place}: the model gives probabilities that are not finite (NaN or infinity): the item store or the "
+                "bundle is damaged, or its numbers are too large for the precision: try --dtype float32"
+            )
         pieces = iter((-losses).double().cpu().split([len(target) for request in batch for target in request.targets]))
         return [_sort(request.candidates, [float(next(pieces).sum()) for _ in request.targets]) for request in batch]
 
