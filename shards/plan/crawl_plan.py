@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Plan:
     settings: Mapping[str, Any]
     generations: tuple[Generation, ...]
 
-    @property
+    @cached_property
     def digests(self) -> list[str]:
         """Of every shard, by number."""
         return [digest for generation in self.generations for digest in generation.shards]
@@ -97,8 +98,11 @@ class Plan:
 
     def digested_settings(self, number: int) -> str:
         """The settings in a shard's digest, as JSON; empty for earlier generations, which may be of older versions."""
-        last = number >= len(self.digests) - len(self.generations[-1].shards)
-        return json.dumps(self.settings, sort_keys=True) if last else ""
+        return self._settings_text if number >= len(self.digests) - len(self.generations[-1].shards) else ""
+
+    @cached_property
+    def _settings_text(self) -> str:
+        return json.dumps(self.settings, sort_keys=True)
 
     def tasks(self, number: int) -> list[PhotoTask]:
         """The photos planned for a shard, in order. Raises DataError as `read_tasks`."""
