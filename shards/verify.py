@@ -153,7 +153,7 @@ def _repeated_keys(manifest: Manifest, checks: Mapping[str, ShardCheck]) -> Iter
     """Keys that occur twice: their hashes are sorted, and only those that repeat are compared as text."""
     hashes = np.sort(np.concatenate([np.empty(0, "<u8"), *(check.key_hashes for check in checks.values())]))
     repeated = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-    seen: dict[str, str] = {}
+    shard_of_key: dict[str, str] = {}
     for name, check in checks.items() if len(repeated) else ():
         if not np.isin(check.key_hashes, repeated).any():
             continue
@@ -161,9 +161,9 @@ def _repeated_keys(manifest: Manifest, checks: Mapping[str, ShardCheck]) -> Iter
             for key, _, _ in sample_ranges(file, name):
                 if np.frombuffer(hash64(key), "<u8")[0] not in repeated:
                     continue
-                if key in seen:
-                    yield f"{manifest.folder / name}: key {key} is in {seen[key]} too"
-                seen.setdefault(key, name)
+                if key in shard_of_key:
+                    yield f"{manifest.folder / name}: key {key} is in {shard_of_key[key]} too"
+                shard_of_key.setdefault(key, name)
 
 
 def _missing_owners(manifest: Manifest, checks: Mapping[str, ShardCheck]) -> Iterator[str]:

@@ -122,8 +122,8 @@ def item_from_meta(meta: Mapping[str, Any], id: str | None = None, sizes: Sequen
         return _item_from_photo_row(meta)
     if not (id := as_text(id) or _text_of(meta, "parent_asin") or _text_of(meta, "asin")):
         raise ValueError(f"no item id: expected `parent_asin`, got the keys {_listed(meta)}; see --columns")
-    listed = _image_list(meta.get("images"))
-    images = [(n, url) for n, links in enumerate(listed) if (url := _link(links, sizes))]
+    image_links = _image_list(meta.get("images"))
+    images = [(n, url) for n, links in enumerate(image_links) if (url := _link(links, sizes))]
     descriptions = meta.get("image_descriptions_llava_cleaned") or {}
     if not isinstance(descriptions, Mapping):
         raise ValueError("`image_descriptions_llava_cleaned` is not an object of photo name to text")
@@ -137,7 +137,7 @@ def item_from_meta(meta: Mapping[str, Any], id: str | None = None, sizes: Sequen
         description=_texts(meta.get("description")),
         details=_details(meta.get("details")),
         descriptions={str(name): _text_of(descriptions, name) for name, text in descriptions.items() if text},
-        unlinked=len(listed) - len(images),
+        unlinked=len(image_links) - len(images),
     )
 
 
@@ -184,13 +184,13 @@ def turns_of(context: str) -> tuple[Turn, ...]:
         if opening.start() < end or tag in unclosed:
             continue
         # A missing closing tag is searched for only once: many opening tags do not make this quadratic.
-        close = context.find(f"</{tag}>", opening.end())
-        if close < 0:
+        closing = context.find(f"</{tag}>", opening.end())
+        if closing < 0:
             unclosed.add(tag)
             continue
         turns.append(("comment" if turns else "submission", context[end : opening.start()]))
-        turns.append((tag, context[opening.end() : close]))
-        end = close + len(f"</{tag}>")
+        turns.append((tag, context[opening.end() : closing]))
+        end = closing + len(f"</{tag}>")
     turns.append(("comment" if turns else "submission", context[end:]))
     return tuple(
         Turn("seeker" if tag == "submission" else "comment", text.strip()) for tag, text in turns if text.strip()

@@ -142,9 +142,9 @@ class HangWatchdog:
 
     def _wait_for_report(self, store: HeartbeatStore) -> None:
         """Waits while the other ranks make their report, or until they fail as well."""
-        until = time.monotonic() + 3 * self._poll_s
+        deadline = time.monotonic() + 3 * self._poll_s
         with contextlib.suppress(RuntimeError):
-            while time.monotonic() < until:
+            while time.monotonic() < deadline:
                 if all(heartbeat.error for rank, heartbeat in store.get_all().items() if rank != self._world.rank):
                     return
                 time.sleep(self._poll_s / 20)
@@ -206,23 +206,23 @@ class HangWatchdog:
 
     def _is_first(self, store: HeartbeatStore, number: int) -> bool:
         """Whether no rank of a lower number will print the report."""
-        until = time.monotonic() + self._heartbeat_s
+        deadline = time.monotonic() + self._heartbeat_s
         for rank in range(self._world.rank):
             while not (heartbeat := store.get(rank)).error:
                 if heartbeat.answered >= number:
                     return False
-                if time.monotonic() > until:
+                if time.monotonic() > deadline:
                     break
                 time.sleep(self._poll_s / 4)
         return True
 
     def _wait_for_answers(self, store: HeartbeatStore, number: int) -> dict[int, Heartbeat]:
         """Every rank's heartbeat, once all that can have published their stack."""
-        until = time.monotonic() + self._heartbeat_s
+        deadline = time.monotonic() + self._heartbeat_s
         while True:
             heartbeats = store.get_all()
             answered = all(heartbeat.error or heartbeat.answered >= number for heartbeat in heartbeats.values())
-            if answered or time.monotonic() > until:
+            if answered or time.monotonic() > deadline:
                 return heartbeats
             time.sleep(self._poll_s / 4)
 

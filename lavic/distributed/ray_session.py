@@ -99,17 +99,17 @@ def join_cluster(address: str, nodes: int) -> None:
     """
     import ray
 
-    until = time.monotonic() + (_CLUSTER_START_S if nodes > 1 else 0)
+    deadline = time.monotonic() + (_CLUSTER_START_S if nodes > 1 else 0)
     while True:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             break
         except ConnectionError:
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(1)
     while len(alive := [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]]) < nodes:
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             ray.shutdown()
             raise TimeoutError(
                 f"{len(alive)} of {nodes} nodes joined within {_CLUSTER_START_S:.0f} s: {', '.join(alive)}"

@@ -57,10 +57,10 @@ class AsyncEndpoint:
 
     async def wait_until_ready(self) -> None:
         """Waits until every server answers. Raises EndpointError where one does not within `startup_s`."""
-        until = time.monotonic() + self._settings.startup_s
+        deadline = time.monotonic() + self._settings.startup_s
         waiting = list(self._settings.url)
         while waiting := [url for url in waiting if not await self._connection.is_up(url)]:
-            if time.monotonic() >= until:
+            if time.monotonic() >= deadline:
                 names = ", ".join(map(_shown_url, waiting[:3]))
                 raise EndpointError(
                     f"{len(waiting)} of {len(self._settings.url)} servers do not answer within "
@@ -77,7 +77,7 @@ class AsyncEndpoint:
         """
         body = request.body(self._settings)
         digest = request_digest("chat", {**body, "attempt": request.attempt})
-        if (answer := self._kept_chat(digest)) is not None:
+        if (answer := self._cached_chat(digest)) is not None:
             return answer
         try:
             answer = await self._send("chat/completions", body, parse_chat)
@@ -99,7 +99,7 @@ class AsyncEndpoint:
         """
         sent_texts = [sent_text(text) for text in texts]
         digests = [request_digest("embedding", embedding_body([text], self._settings)) for text in sent_texts]
-        vectors = [self._kept_vector(digest) for digest in digests]
+        vectors = [self._cached_vector(digest) for digest in digests]
         numbers: dict[str, int] = {}
         for n, vector in enumerate(vectors):
             if vector is None:
@@ -167,20 +167,20 @@ class AsyncEndpoint:
             )
         raise last_fault
 
-    def _kept_chat(self, digest: str) -> ChatAnswer | None:
-        kept = self._cache.get(digest) if self._cache else None
-        if kept is None:
+    def _cached_chat(self, digest: str) -> ChatAnswer | None:
+        cached = self._cache.get(digest) if self._cache else None
+        if cached is None:
             return None
         try:
-            answer = ChatAnswer(**{name: kept[name] for name in _KEPT}, cached=True)
+            answer = ChatAnswer(**{name: cached[name] for name in _KEPT}, cached=True)
         except KeyError:
             return None
         self.usage.add(answer.prompt_tokens, answer.completion_tokens, cached=True)
         return answer
 
-    def _kept_vector(self, digest: str) -> Vector | None:
-        kept = self._cache.get(digest) if self._cache else None
-        vector = unpack(kept) if kept is not None else None
+    def _cached_vector(self, digest: str) -> Vector | None:
+        cached = self._cache.get(digest) if self._cache else None
+        vector = unpack(cached) if cached is not None else None
         if vector is not None:
             self.usage.add(0, 0, cached=True)
         return vector

@@ -62,10 +62,10 @@ def pack(vector: Vector) -> dict[str, Any]:
     return {"embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")}
 
 
-def unpack(kept: dict[str, Any]) -> Vector | None:
+def unpack(cached: dict[str, Any]) -> Vector | None:
     """The vector of `pack`; None where it is damaged."""
     try:
-        vector = np.frombuffer(base64.b64decode(kept["embedding"], validate=True), dtype="<f4").astype(np.float32)
+        vector = np.frombuffer(base64.b64decode(cached["embedding"], validate=True), dtype="<f4").astype(np.float32)
     except (LookupError, TypeError, ValueError):
         return None
     return vector if vector.size and np.isfinite(vector).all() else None

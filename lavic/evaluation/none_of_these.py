@@ -36,8 +36,13 @@ def none_of_these_metrics(
         groups[bool(set(conversation.targets) & set(candidates))].append((none, answered_none))
     without, present = groups[False], groups[True]
     pairs = len(without) * len(present)
-    scores, others = np.array([none for none, _ in without]), np.sort([none for none, _ in present])
-    wins = sum(float(np.searchsorted(others, scores, side).sum()) / 2 for side in ("left", "right"))
+    none_scores_without, none_scores_with = (
+        np.array([none for none, _ in without]),
+        np.sort([none for none, _ in present]),
+    )
+    wins = sum(
+        float(np.searchsorted(none_scores_with, none_scores_without, side).sum()) / 2 for side in ("left", "right")
+    )
     return {
         "lists_without": len(without),
         "lists_with": len(present),

@@ -133,9 +133,12 @@ class Bootstrap:
         Both models are resampled with the same clusters, and each with seeds of its own.
         """
         keys = _shared([*first, *second])
-        tables, others = self._resample_seeds(first, keys), self._resample_seeds(second, keys)
-        values = self._draw_seeds(tables, stream=1) - self._draw_seeds(others, stream=2)
-        pairs = [*((table, others[0]) for table in tables), *((tables[0], other) for other in others)]
+        first_tables, second_tables = self._resample_seeds(first, keys), self._resample_seeds(second, keys)
+        values = self._draw_seeds(first_tables, stream=1) - self._draw_seeds(second_tables, stream=2)
+        pairs = [
+            *((table, second_tables[0]) for table in first_tables),
+            *((first_tables[0], other) for other in second_tables),
+        ]
         intervals: dict[Key, Interval] = {}
         for column, key in enumerate(keys):
             ratio = first[0][key]

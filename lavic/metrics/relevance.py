@@ -120,11 +120,11 @@ def _tied_groups(prediction: Prediction, row: int) -> list[list[str]]:
     # A nan, which no comparison holds for, is refused too.
     if not all(score >= after for (_, score), (_, after) in pairwise(pairs)):
         raise ValueError(f"prediction {row}: the scores of a ranking must be numbers that do not rise")
-    seen: set[str] = set()
+    ranked: set[str] = set()
     groups: list[list[str]] = []
     for _, tied in groupby(pairs, key=lambda pair: pair[1]):
-        group = [item for item in dict.fromkeys(item for item, _ in tied) if item not in seen]
-        seen.update(group)
+        group = [item for item in dict.fromkeys(item for item, _ in tied) if item not in ranked]
+        ranked.update(group)
         if group:
             groups.append(group)
     return groups

@@ -61,11 +61,11 @@ def _texture(colour: str, pattern: str, rng: random.Random) -> Image.Image:
     width, start = max(2, pitch // 4), rng.randrange(pitch) - pitch
     upright = rng.random() < 0.5
     if pattern in ("striped", "checked"):
-        for at in range(start, SIDE, pitch):
+        for position in range(start, SIDE, pitch):
             if pattern == "checked" or upright:
-                pen.rectangle((at, 0, at + width, SIDE), fill=ink)
+                pen.rectangle((position, 0, position + width, SIDE), fill=ink)
             if pattern == "checked" or not upright:
-                pen.rectangle((0, at, SIDE, at + width), fill=ink)
+                pen.rectangle((0, position, SIDE, position + width), fill=ink)
     elif pattern == "dotted":
         for row, y in enumerate(range(start, SIDE + pitch, pitch)):
             for x in range(start + (pitch // 2 if row % 2 else 0), SIDE + pitch, pitch):

@@ -120,22 +120,22 @@ class CandidateSearch:
         """
         queries = [query_text(conversation) for conversation in conversations]
         results = [Candidates(())] * len(queries)
-        waiting = list(range(len(queries)))
+        pending = list(range(len(queries)))
         # Only a deep list shows that an item which leads one of them is far down in another.
         depth = max(count, FUSED_DEPTH) if len(self.methods) > 1 else count
-        while waiting:
-            asked, excluded = [queries[row] for row in waiting], [exclude[row] for row in waiting]
-            by_method = self.index.search(asked, depth, methods=self.methods, exclude=excluded)
-            short = []
-            for place, row in enumerate(waiting):
-                lists = {method: hits[place] for method, hits in by_method.items()}
+        while pending:
+            pending_queries, pending_exclude = [queries[row] for row in pending], [exclude[row] for row in pending]
+            by_method = self.index.search(pending_queries, depth, methods=self.methods, exclude=pending_exclude)
+            incomplete = []
+            for position, row in enumerate(pending):
+                lists = {method: hits[position] for method, hits in by_method.items()}
                 fused = fuse(lists, depth * len(lists), weights=self.weights).ids
                 ids = tuple(item for item in fused if item in self.store)[:count]
                 scores = {method: dict(zip(hits.ids, hits.scores, strict=True)) for method, hits in lists.items()}
                 results[row] = Candidates(ids, scores)
                 if len(ids) < count and any(len(hits) == depth for hits in lists.values()):
-                    short.append(row)
-            waiting = short if depth < _DEEPEST else []
+                    incomplete.append(row)
+            pending = incomplete if depth < _DEEPEST else []
             depth = min(_DEEPER * depth, _DEEPEST)
         return results
 

@@ -46,7 +46,7 @@ def to_conversation(form: ConversationForm, name: str = "conversation") -> Conve
 
 def _turns(messages: Sequence[str | Turn | Mapping[str, Any]], name: str) -> list[Turn]:
     turns: list[Turn] = []
-    asked = False
+    has_request = False
     for number, message in enumerate(messages):
         location = f"{name}[{number}]"
         if isinstance(message, str):
@@ -65,8 +65,8 @@ def _turns(messages: Sequence[str | Turn | Mapping[str, Any]], name: str) -> lis
         else:
             raise DataError(f"{location}: {type(message).__name__} where text or a message was expected")
         if text:
-            turns.append(Turn("seeker" if from_seeker and not asked else "comment", text))
-            asked = asked or from_seeker
+            turns.append(Turn("seeker" if from_seeker and not has_request else "comment", text))
+            has_request = has_request or from_seeker
     return turns
 
 

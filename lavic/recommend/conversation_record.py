@@ -52,15 +52,15 @@ class ConversationRecord:
         except OSError as error:
             raise ConfigError(f"--record {path}: cannot be written ({error.strerror}); name another file") from None
 
-    def add_answer(self, turns: Sequence[Turn], shown: Sequence[str]) -> None:
+    def add_answer(self, turns: Sequence[Turn], recommended: Sequence[str]) -> None:
         """Keeps a conversation and the ids that were shown for it.
 
         Raises:
             LavicError: The disk is full, for example.
         """
-        self._add(turns, shown, gt="", liked=(), disliked=())
+        self._add(turns, recommended, gt="", liked=(), disliked=())
 
-    def add_vote(self, turns: Sequence[Turn], shown: Sequence[str], item: str, *, liked: bool) -> None:
+    def add_vote(self, turns: Sequence[Turn], recommended: Sequence[str], item: str, *, liked: bool) -> None:
         """Keeps what somebody thought of an item that was shown.
 
         Raises:
@@ -68,21 +68,27 @@ class ConversationRecord:
         """
         self._add(
             turns,
-            shown,
+            recommended,
             gt="like" if liked else "dislike",
             liked=(item,) if liked else (),
             disliked=() if liked else (item,),
         )
 
     def _add(
-        self, turns: Sequence[Turn], shown: Sequence[str], *, gt: str, liked: Sequence[str], disliked: Sequence[str]
+        self,
+        turns: Sequence[Turn],
+        recommended: Sequence[str],
+        *,
+        gt: str,
+        liked: Sequence[str],
+        disliked: Sequence[str],
     ) -> None:
         row = {
             "context": context_of(turns),
             "context_items": [],
             "gt": gt,
             "gt_items": list(liked),
-            CANDIDATES: list(shown),
+            CANDIDATES: list(recommended),
             "disliked_items": list(disliked),
             "time": round(time.time(), 3),
         }

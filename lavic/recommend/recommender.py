@@ -150,8 +150,8 @@ class Recommender:
         """
         if isinstance(queries, str):
             raise DataError("queries: a text where a list of queries was expected; `recommend` takes one conversation")
-        asked = [query if isinstance(query, Query) else Query(conversation=query) for query in queries]
-        answers = self.answer([self.check(query) for query in asked])
+        normalized = [query if isinstance(query, Query) else Query(conversation=query) for query in queries]
+        answers = self.answer([self.check(query) for query in normalized])
         for answer in answers:
             if isinstance(answer, LavicError):
                 raise answer

@@ -35,7 +35,7 @@ class FileLock:
         Raises:
             OSError: The file cannot be opened.
         """
-        until = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s
         while True:
             if self._file < 0:
                 self._file = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o644)
@@ -43,7 +43,7 @@ class FileLock:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if time.monotonic() >= until:
+                if time.monotonic() >= deadline:
                     self.release()
                     return False
                 time.sleep(0.02)

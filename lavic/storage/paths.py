@@ -49,10 +49,10 @@ def options(address: str) -> dict[str, Any]:
     return {"use_listings_cache": False} if "://" in address and "::" not in address else {}
 
 
-def storage_errors(*more: type[Exception]) -> tuple[type[Exception], ...]:
-    """The exceptions of reading and writing a path: OSError, those of the object store's client, and `more`."""
+def storage_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """The exceptions of reading and writing a path: OSError, those of the object store's client, and `others`."""
     client = sys.modules.get("botocore.exceptions")
-    return (OSError, *((client.BotoCoreError, client.ClientError) if client else ()), *more)
+    return (OSError, *((client.BotoCoreError, client.ClientError) if client else ()), *others)
 
 
 def is_remote(path: Path) -> bool:

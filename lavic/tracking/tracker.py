@@ -166,9 +166,9 @@ class Tracker:
     def _warn_about_experiment(self, run_dir: Path) -> None:
         """Warns if a resumed run names another experiment than the one it was sent to."""
         previous = last_start(run_dir / JOURNAL_FILE)
-        sent = any(record.run_id for record in read_records(run_dir).values())
+        was_sent = any(record.run_id for record in read_records(run_dir).values())
         experiments = previous.get("experiment"), self.settings.experiment
-        if previous and sent and experiments[0] != experiments[1]:
+        if previous and was_sent and experiments[0] != experiments[1]:
             log.warning("this run stays in MLflow's experiment '%s': MLflow cannot move a run to '%s'", *experiments)
 
     def _start_live_sync(self, run_dir: Path) -> None:

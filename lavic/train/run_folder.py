@@ -102,9 +102,9 @@ class RunFolder:
             changes = _changed_settings(load(type(settings), config), settings, {*FREE, *free})
             self.changed = {key: changes.pop(key) for key in CHANGEABLE if key in changes}
             if changes:
-                listed = _format_changes(changes)
+                changed = _format_changes(changes)
                 raise ConfigError(
-                    f"{self.folder} has a run with other settings: {listed}. Use those of {config}, or another --out"
+                    f"{self.folder} has a run with other settings: {changed}. Use those of {config}, or another --out"
                 )
         elif occupied and not config.is_file():
             raise ConfigError(f"--out {self.folder} exists and is not a {command} run: use another folder")

@@ -24,11 +24,11 @@ def fingerprint(path: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, 
             raise DataError(f"{path}: cannot be read ({error})") from None
     try:
         stat = Path(path).stat()
-        seen = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        result = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         before = known.get(path, {})
-        if all(before.get(name) == value for name, value in seen.items()):
+        if all(before.get(name) == value for name, value in result.items()):
             return dict(before)
-        return {"sha256": file_sha256(Path(path)), **seen}
+        return {"sha256": file_sha256(Path(path)), **result}
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
 

@@ -75,7 +75,7 @@ class Coordinator:
         if now - self._swept > 60.0:
             self._swept = now
             self._hosts = {name: host for name, host in self._hosts.items() if not host.idle(now)}
-            for silent in [name for name, seen in self._last_seen.items() if now - seen > 60.0]:
+            for silent in [name for name, last_seen in self._last_seen.items() if now - last_seen > 60.0]:
                 del self._last_seen[silent]
                 self._changed.pop(silent, None)
         return grants

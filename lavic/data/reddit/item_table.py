@@ -91,7 +91,7 @@ def read_reviews(path: str, out: Path) -> dict[str, int]:
 def merge_catalogue(folder: Path, items: Sequence[Path], variants: Sequence[Path]) -> None:
     """Makes one table of items and one of variants from those of the files."""
     names = {path: json.loads(path.with_suffix(".json").read_text("utf-8"))["categories"] for path in items}
-    categories = sorted({name for listed in names.values() for name in listed})
+    categories = sorted({name for categories_of_file in names.values() for name in categories_of_file})
     category_numbers = {name: n for n, name in enumerate(categories)}
     renamed = []
     for path in items:

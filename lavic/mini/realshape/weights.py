@@ -65,25 +65,25 @@ def write_weights(config: Mapping[str, Any], folder: Path, seed: int) -> int:
     all_entries = list(entries(config))
     total = sum(2 * math.prod(size) for _, size in all_entries)
     shards: list[list[Entry]] = [[] for _ in range(SHARDS)]
-    before = 0
+    offset = 0
     for entry in all_entries:
-        shards[min(before * SHARDS // total, SHARDS - 1)].append(entry)
-        before += 2 * math.prod(entry[1])
+        shards[min(offset * SHARDS // total, SHARDS - 1)].append(entry)
+        offset += 2 * math.prod(entry[1])
     index: dict[str, str] = {}
-    for number, listed in enumerate(shards, 1):
+    for number, shard_entries in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{SHARDS:05d}.safetensors"
-        _write_shard(folder / file, listed, seed)
-        index |= {name: file for name, _ in listed}
-    written = {"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(written, indent=2) + "\n")
+        _write_shard(folder / file, shard_entries, seed)
+        index |= {name: file for name, _ in shard_entries}
+    weight_index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(index.items()))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(weight_index, indent=2) + "\n")
     return total
 
 
-def _write_shard(path: Path, listed: Sequence[Entry], seed: int) -> None:
+def _write_shard(path: Path, shard_entries: Sequence[Entry], seed: int) -> None:
     """A safetensors file: the length of a JSON header, the header, the numbers."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, size in listed:
+    for name, size in shard_entries:
         start, end = end, end + 2 * math.prod(size)
         header[name] = {"dtype": "F16", "shape": list(size), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
@@ -91,5 +91,5 @@ def _write_shard(path: Path, listed: Sequence[Entry], seed: int) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
-        for name, size in listed:
+        for name, size in shard_entries:
             file.write(draw(name, size, seed).numpy().data)

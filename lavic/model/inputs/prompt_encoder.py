@@ -187,9 +187,9 @@ def _cut_last(
     The length is found by bisection: a character may be several tokens (an emoji is four bytes to most tokenizers), so
     the tokens that are too many do not say how many characters to cut.
     """
-    *others, (role, text) = turns
-    length = bisect_left(range(1, len(text) + 1), True, key=lambda end: not fits([*others, (role, text[:end])]))
-    return [*others, (role, text[:length])] if length else others
+    *earlier_turns, (role, text) = turns
+    length = bisect_left(range(1, len(text) + 1), True, key=lambda end: not fits([*earlier_turns, (role, text[:end])]))
+    return [*earlier_turns, (role, text[:length])] if length else earlier_turns
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:

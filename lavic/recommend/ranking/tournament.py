@@ -77,8 +77,8 @@ class Tournament:
         for group in reversed(self._ranked):
             shift = 0.0
             if group.winners:
-                ahead = [weights[item] for item in group.winners]
-                shift = _log_sum(ahead) - _log_sum(group.logprobs[item] for item in group.winners)
+                winner_weights = [weights[item] for item in group.winners]
+                shift = _log_sum(winner_weights) - _log_sum(group.logprobs[item] for item in group.winners)
             for item, logprob in group.logprobs.items():
                 if item not in weights:
                     weights[item], logprobs[item] = logprob + shift, logprob

@@ -234,11 +234,11 @@ class _Scratch:
             rows, start = [], 0
             for (id, text), keep in zip(batch.tolist(), selected[first : first + _AT_ONCE].tolist(), strict=True):
                 if keep:
-                    middle, end = start + id, start + id + text
+                    id_end, end = start + id, start + id + text
                     rows.append(
                         Row(
-                            block[start:middle].decode("utf-8", "surrogatepass"),
-                            block[middle:end].decode("utf-8", "surrogatepass"),
+                            block[start:id_end].decode("utf-8", "surrogatepass"),
+                            block[id_end:end].decode("utf-8", "surrogatepass"),
                         )
                     )
                 start += id + text

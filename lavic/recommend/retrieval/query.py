@@ -38,10 +38,10 @@ def shorten(query: str, limit: int, cut: Callable[[str, int, bool], tuple[str, i
     """
     turns = query.split(TURN_END)
     order = [len(turns) - 1, *([0] if len(turns) > 1 else []), *range(len(turns) - 2, 0, -1)]
-    kept: dict[int, str] = {}
+    kept_turns: dict[int, str] = {}
     for position in order:
         if limit <= 0:
             break
-        kept[position], tokens = cut(turns[position], limit, position == order[0])
+        kept_turns[position], tokens = cut(turns[position], limit, position == order[0])
         limit -= tokens
-    return "\n".join(kept[position] for position in sorted(kept) if kept[position])
+    return "\n".join(kept_turns[position] for position in sorted(kept_turns) if kept_turns[position])

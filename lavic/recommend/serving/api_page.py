@@ -41,11 +41,11 @@ def api_page(description: Mapping[str, Any]) -> str:
 def _operation(path: str, method: str, operation: Mapping[str, Any]) -> str:
     text = operation.get("description") or operation.get("summary", "")
     parts = [f"<h2><code>{escape(method.upper())} {escape(path)}</code></h2><p>{escape(text)}</p>"]
-    for place in ("requestBody", "responses"):
-        schemas = sorted(set(_references(operation.get(place, {}))))
+    for key in ("requestBody", "responses"):
+        schemas = sorted(set(_references(operation.get(key, {}))))
         links = ", ".join(f'<a href="#{escape(name)}">{escape(name)}</a>' for name in schemas)
         if links:
-            parts.append(f"<p>{'Body' if place == 'requestBody' else 'Answers'}: {links}</p>")
+            parts.append(f"<p>{'Body' if key == 'requestBody' else 'Answers'}: {links}</p>")
     return "".join(parts)
 
 

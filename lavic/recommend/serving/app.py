@@ -201,10 +201,10 @@ def _add_recommend(app: FastAPI, settings: ServeSettings, token: str | None, rec
         return {"object": "list", "data": [{"id": "lavic", "object": "model", "created": 0, "owned_by": "lavic"}]}
 
 
-def _keep(record: ConversationRecord, query: Query, shown: Sequence[str]) -> None:
+def _keep(record: ConversationRecord, query: Query, recommended: Sequence[str]) -> None:
     """Records an answered conversation; if that fails, the answer is sent all the same."""
     try:
-        record.add_answer(to_conversation(query.conversation).turns, shown)
+        record.add_answer(to_conversation(query.conversation).turns, recommended)
     except LavicError as error:
         log.error("not recorded: %s", error)
 

@@ -100,9 +100,9 @@ def add_error_handlers(app: FastAPI) -> None:
         return ApiError(500, "the server failed; its log says why", headers={"Connection": "close"}).response
 
 
-def _param(place: Sequence[str | int]) -> str | None:
+def _param(location: Sequence[str | int]) -> str | None:
     """A place in a body as clients see it: `conversation.0.content`."""
-    keys = [str(part) for number, part in enumerate(place[1:]) if number == 0 or not _FORM.fullmatch(str(part))]
+    keys = [str(part) for number, part in enumerate(location[1:]) if number == 0 or not _FORM.fullmatch(str(part))]
     return ".".join(keys) or None
 
 
@@ -112,6 +112,6 @@ def from_lavic_error(error: LavicError) -> ApiError:
         log.error("%s", error)
         return ApiError(503, "an item store's or index's file was changed; the server's log says which")
     message = str(error)
-    head, colon, _ = message.partition(":")
-    param = head if colon and head.partition("[")[0] in _PARTS else None
+    subject, colon, _ = message.partition(":")
+    param = subject if colon and subject.partition("[")[0] in _PARTS else None
     return ApiError(422, message, param=param)

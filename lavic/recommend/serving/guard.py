@@ -124,10 +124,10 @@ class Guard:
         """The whole body."""
         chunks: list[bytes] = []
         size = 0
-        until = asyncio.get_running_loop().time() + self.settings.body_seconds
+        deadline = asyncio.get_running_loop().time() + self.settings.body_seconds
         while True:
             try:
-                remaining = until - asyncio.get_running_loop().time()
+                remaining = deadline - asyncio.get_running_loop().time()
                 message = await asyncio.wait_for(receive(), max(remaining, 0.0))
             except asyncio.TimeoutError:
                 raise ApiError(408, f"the body did not arrive within {self.settings.body_seconds:g} s") from None
@@ -174,15 +174,15 @@ def _host(header: bytes) -> str:
 def _shows(header: bytes, token: str) -> bool:
     """Whether an Authorization header has the token: as Bearer, or as the password of Basic, as browsers send it."""
     scheme, _, value = header.partition(b" ")
-    shown = value.strip()
+    given_token = value.strip()
     if scheme.lower() == b"basic":
         try:
-            shown = base64.b64decode(shown, validate=True).partition(b":")[2]
+            given_token = base64.b64decode(given_token, validate=True).partition(b":")[2]
         except (binascii.Error, ValueError):
-            shown = b""
+            given_token = b""
     elif scheme.lower() != b"bearer":
-        shown = b""
-    return hmac.compare_digest(shown, token.encode())
+        given_token = b""
+    return hmac.compare_digest(given_token, token.encode())
 
 
 def _with_headers(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -114,11 +114,11 @@ def run(chosen: ServeSettings) -> None:
 
 def _serve(chosen: ServeSettings, *, local: bool) -> None:
     port = chosen.port or _free_port(chosen.host)
-    wake, stop, again = threading.Event(), threading.Event(), threading.Event()
+    signalled, stop, reload = threading.Event(), threading.Event(), threading.Event()
 
     def on_signal(number: int, frame: object) -> None:
-        (again if number == signal.SIGHUP else stop).set()
-        wake.set()
+        (reload if number == signal.SIGHUP else stop).set()
+        signalled.set()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, on_signal)
@@ -133,10 +133,10 @@ def _serve(chosen: ServeSettings, *, local: bool) -> None:
         print(f"metrics of all replicas, by Ray: {' '.join(_metrics_urls())}")
         print(f"serving on http://{chosen.host}:{port}", flush=True)
         while not stop.is_set():
-            wake.wait()
-            wake.clear()
-            if again.is_set():
-                again.clear()
+            signalled.wait()
+            signalled.clear()
+            if reload.is_set():
+                reload.clear()
                 try:
                     _check(chosen)  # Ray would stop a replica before the new one fails to load
                 except LavicError as error:

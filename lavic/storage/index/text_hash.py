@@ -83,6 +83,6 @@ class HashSet:
             rows, candidates = rows[matches], candidates[matches]
             if not len(rows):
                 return positions
-            same = self._second[candidates] == hashes[rows, 1]
-            positions[rows[same]] = candidates[same]
-            rows, candidates = rows[~same], candidates[~same] + 1
+            is_match = self._second[candidates] == hashes[rows, 1]
+            positions[rows[is_match]] = candidates[is_match]
+            rows, candidates = rows[~is_match], candidates[~is_match] + 1

@@ -66,8 +66,8 @@ class FeatureCache:
                 break
             if not path.is_file():
                 features = make(range(part * ROWS, min(rows, (part + 1) * ROWS)))
-                if (bad := (~features.isfinite()).any(1).nonzero()).numel():
-                    first = part * ROWS + int(bad[0])
+                if (nonfinite_rows := (~features.isfinite()).any(1).nonzero()).numel():
+                    first = part * ROWS + int(nonfinite_rows[0])
                     raise DataError(
                         f"{name}: features that are not finite (first: row {first}): the base model overflows in this "
                         "precision; use --model.dtype float32"

@@ -97,7 +97,7 @@ class HeadTrainer:
         best: TrainedHead | None = None
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(_seed(f"{settings.seed}/{seed}"))
-            head = self._fresh(pairs).to(self.device)
+            head = self._new_head(pairs).to(self.device)
             optimizer = torch.optim.AdamW(head.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
             order = torch.Generator().manual_seed(_seed(f"{settings.seed}/{seed}/order"))
             sample_queue = torch.empty(0, dtype=torch.long)
@@ -127,7 +127,7 @@ class HeadTrainer:
                     best = TrainedHead(head=self._copy(head), step=step, recall=recall)
         return best
 
-    def _fresh(self, pairs: Pairs) -> TwoTowerHead:
+    def _new_head(self, pairs: Pairs) -> TwoTowerHead:
         """A head with fresh weights that standardizes the features of some pairs."""
         settings, features = self.settings, self.features
         head = TwoTowerHead(

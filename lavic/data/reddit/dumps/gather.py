@@ -29,7 +29,7 @@ _DIGIT = np.zeros(256, np.uint64)
 _DIGIT[list(b"0123456789abcdefghijklmnopqrstuvwxyz")] = np.arange(36)
 
 
-def gather_dump(path: str, wanted: Table, spool: Path) -> dict[str, int]:
+def gather_dump(path: str, submissions: Table, spool: Path) -> dict[str, int]:
     """Writes the posts of a dump that belong to the wanted submissions to a file; returns counts of them.
 
     A dump may hold comments, submissions, or both. The file's index is written last, in the same folder. Raises
@@ -53,13 +53,13 @@ def gather_dump(path: str, wanted: Table, spool: Path) -> dict[str, int]:
             pending.clear()
 
         for piece in read_pieces(path):
-            for line in _wanted_lines(piece, wanted):
+            for line in _wanted_lines(piece, submissions):
                 try:
                     post = post_from_row(read_object(line))
                 except BadPost as error:
                     counts[str(error)] += 1
                     continue
-                if not wanted.contains(np.array([post.submission], np.uint64))[0]:
+                if not submissions.contains(np.array([post.submission], np.uint64))[0]:
                     continue
                 counts["comments" if post.is_comment else "submissions"] += 1
                 packed = pack_post(post) + b"\n"
@@ -97,7 +97,7 @@ def index_of(spool: Path) -> Path:
     return spool.with_name(f"{spool.name}.index")
 
 
-def _wanted_lines(piece: bytes, wanted: Table) -> Iterator[bytes]:
+def _wanted_lines(piece: bytes, submissions: Table) -> Iterator[bytes]:
     """The lines of a piece that may be posts of these submissions, once each, in their order."""
     matches = list(_SUBMISSION_OF_COMMENT.finditer(piece))
     if len(matches) < piece.count(b"\n") + (not piece.endswith(b"\n")):  # not all of them are comments
@@ -105,7 +105,7 @@ def _wanted_lines(piece: bytes, wanted: Table) -> Iterator[bytes]:
     if not matches:
         return
     line_end = 0
-    for n in np.flatnonzero(wanted.contains(_numbers([match[1] for match in matches]))):
+    for n in np.flatnonzero(submissions.contains(_numbers([match[1] for match in matches]))):
         start = matches[n].start()
         if start >= line_end:
             line_start = piece.rfind(b"\n", 0, start) + 1

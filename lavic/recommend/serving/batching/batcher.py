@@ -141,8 +141,8 @@ class Batcher:
     async def _gather(self) -> None:
         """Waits for more requests, for at most `batch_ms`, or until a batch is full."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self.settings.batch_ms / 1000
-        while (remaining_s := until - loop.time()) > 0 and self._prompts() < self.settings.batch_size:
+        deadline = loop.time() + self.settings.batch_ms / 1000
+        while (remaining_s := deadline - loop.time()) > 0 and self._prompts() < self.settings.batch_size:
             self._arrived.clear()
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), remaining_s)
