@@ -23,7 +23,7 @@ from lavic.shards.http.fetcher import Fetcher
 from lavic.shards.image.normalize import PhotoSettings
 from lavic.shards.pack.existing_shard import ExistingShard
 from lavic.shards.pack.fetch_order import run_by_host
-from lavic.shards.pack.host_failures import failures_of
+from lavic.shards.pack.host_failures import failures_of, host_of
 from lavic.shards.pack.outcomes import ALWAYS_RETRIED, Outcome, read_ledger, write_ledger
 from lavic.shards.pack.photo_result import (
     NeedsThread,
@@ -227,12 +227,23 @@ async def _fetch_photos(
             if first is None:
                 first = known_placeholder(group[0], photo)
             if first is None:
-                first = await fetch(group[0], fresh=fresh)
-                if len(group) == 1:
-                    return [first]
                 # Failures of an earlier run in this group were failures of the same picture.
-                known = [first, *(None for _ in group[1:])]
+                return await fetch_group(group, fresh)
             return [result or copy_for(task, first) for result, task in zip(known, group, strict=True)]
+
+        async def fetch_group(group: list[PhotoTask], fresh: bool) -> list[PhotoResult]:
+            first = await fetch(group[0], fresh=fresh)
+            if len(group) == 1:
+                return [first]
+            results = {group[0].key: first}
+            if first.sample is None:
+                # Old catalogues name hosts that are gone, and another one may serve the picture.
+                for task in _of_other_hosts(group):
+                    results[task.key] = result = await fetch(task, fresh=fresh)
+                    if result.sample:
+                        results, first = {task.key: result}, result
+                        break
+            return [results.get(task.key) or copy_for(task, first) for task in group]
 
         async def process(number: int) -> None:
             results = await get_group(groups[number], number not in failed)
@@ -243,14 +254,20 @@ async def _fetch_photos(
         order = sorted(range(len(groups)), key=failed.__contains__)
         stop = _SlowHosts(fetcher, defer_after) if defer_after < math.inf else None
 
-        def host_of(number: int) -> str:
+        def first_host(number: int) -> str:
             return groups[number][0].url.partition("://")[2].partition("/")[0]
 
         async with fetcher:
-            deferred_groups = await run_by_host(order, process, host_of, stop)
+            deferred_groups = await run_by_host(order, process, first_host, stop)
         for number in deferred_groups:
             buffer.add(number, [earlier.result(task) or deferred(task) for task in groups[number]], 0)
         return sum(len(groups[number]) for number in deferred_groups)
+
+
+def _of_other_hosts(group: Sequence[PhotoTask]) -> list[PhotoTask]:
+    """The first photo of each host, without that of the first one."""
+    first_of_host = {host_of(task.url): task for task in reversed(group)}
+    return [task for task in group[1:] if first_of_host[host_of(task.url)] is task]
 
 
 class _SlowHosts:

@@ -20,6 +20,7 @@ from lavic.shards.pack.shard_writer import pack_shard
 from lavic.shards.plan.crawl_plan import Plan, make_plan, read_tasks, tasks_path
 from lavic.shards.plan.photo_tasks import PlanSettings
 from lavic.storage.paths import file_sizes
+from tests.shards.fault_server import PHOTOS
 
 FETCH = FetchSettings(
     allow_private=True, concurrency=8, deadline=1.0, max_bytes=1_000_000, retries=1, backoff=0.01, host_rate=0
@@ -100,6 +101,36 @@ def test_order_does_not_depend_on_speed(tmp_path: Path, catalogue: Callable[...,
     pack_shard(again.shard(0), again.digests[0], FetchSettings(allow_private=True, concurrency=50, host_rate=0), PHOTO)
     assert bytes_of(plan.shard(0)) == bytes_of(again.shard(0))
     assert [sample.item_id for sample in read_samples(plan.shard(0))] == [f"B{n:05d}" for n in range(300)]
+
+
+def test_a_picture_is_fetched_from_another_host_if_the_first_one_fails(
+    tmp_path: Path,
+    catalogue: Callable[..., Path],
+    server: Any,
+    second_server: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As of Amazon's images, whose id is the same on every host.
+    monkeypatch.setattr("lavic.shards.plan.task_spool.picture_of", lambda url: url.partition("#")[2])
+    one, other = server.url, second_server.url
+    links = [f"{one}/status/404#a", f"{one}/plain.jpg#a", f"{other}/grey.jpg#a", f"{other}/plain.jpg#a"]
+    links += [f"{one}/status/404#b", f"{other}/status/403#b", f"{one}/status/500#b"]
+    links += [f"{one}/plain.jpg#c", f"{other}/grey.jpg#c"]
+    plan = plan_of(catalogue(*links), tmp_path / "out")
+    shard = plan.shard(0)
+    pack_shard(shard, plan.digests[0], FETCH, PHOTO)
+    rows = read_ledger(shard)
+    # The first photo that can be fetched stands for the picture; without one, each link that was tried has its row.
+    assert [(row.kind, row.attempts) for row in rows] == [
+        *(("ok", 0), ("ok", 0), ("ok", 1), ("ok", 0)),
+        *(("gone", 1), ("forbidden", 1), ("gone", 0)),
+        *(("ok", 1), ("ok", 0)),
+    ]
+    assert [row.url for row in rows] == links and len({row.sha256 for row in rows if row.kind == "ok"}) == 2
+    samples = list(read_samples(shard))
+    assert [sample.meta["url"] for sample in samples] == [*links[:4], *links[7:]]
+    assert {sample.jpg for sample in samples[:4]} == {PHOTOS["grey.jpg"]}
+    assert second_server.requests == {"/grey.jpg": 1, "/status/403": 1}
 
 
 def test_retry_fetches_the_named_failures_alone(tmp_path: Path, catalogue: Callable[..., Path], server: Any) -> None:
