@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def first_line(error: BaseException) -> str:
     """The first line of another library's exception, for our one-line messages; its class name where it is empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def first_names(names: Sequence[str], count: int = 1) -> str:
+    """The first names of many, for a message: `a, b and 3 more`."""
+    return ", ".join(names[:count]) + (f" and {len(names) - count:,} more" if len(names) > count else "")
 
 
 class LavicError(Exception):

@@ -134,29 +134,12 @@ def find_adapter(folder: Path | None) -> Path | None:
 
 def run(chosen: EmbedSettings, world: DistributedContext, sets: Sequence[ShardDataset], adapter: Path | None) -> int:
     """Embeds this rank's shards; rank 0 completes the store."""
-    from lavic.model.chat_template.template import prompt_version
-    from lavic.model.hub import fingerprint, resolve
     from lavic.model.item_store import write_manifest
-    from lavic.model.loading import Backbone, computing_dtype, read_geometry
-    from lavic.model.lora import apply_adapter, check_adapter, digest
+    from lavic.model.loading import Backbone
+    from lavic.model.lora import apply_adapter
 
     started = time.monotonic()
-    folder = resolve(chosen.model)
-    base = fingerprint(folder)
-    if adapter is not None:
-        check_adapter(adapter, "vision", base)
-    dtype: Any = computing_dtype(chosen.model, world.device())
-    if chosen.model.dtype == "auto":  # a store keeps its precision on another machine
-        dtype = world.broadcast_object(read_plan(chosen.out).get("dtype", dtype))
-    model = replace(chosen.model, dtype=dtype)
-    token_settings = {
-        "base": base,
-        "geometry": read_geometry(folder, model.views).as_dict(),
-        "adapter": digest(adapter) if adapter else None,
-        "precision": chosen.precision,
-        "dtype": dtype,
-        "prompt": prompt_version(model, folder),
-    }
+    model, token_settings = _token_settings(chosen, world, adapter)
     plan = StorePlan(
         out=chosen.out,
         settings=token_settings,
@@ -164,43 +147,14 @@ def run(chosen: EmbedSettings, world: DistributedContext, sets: Sequence[ShardDa
         photos=StorePhotos.of(sets, token_settings, chosen.out),
     )
     with ExitStack() as stack:
-        failure: LavicError | None = None
-        complete = False
-        if world.is_main:
-            try:
-                stack.enter_context(lock_output_folder(chosen.out))
-                plan.begin()
-                complete = plan.is_complete()
-            except LavicError as error:
-                failure = error
-            except OSError as error:
-                failure = not_writable(chosen.out, error)
-        failure, complete = world.broadcast_object((failure, complete))
-        if failure:  # on every rank, so that none waits for another
-            raise failure
-        if complete:
+        if _begin(plan, world, stack):
             if world.is_main:
                 print(f"{chosen.out}: already complete")
             return 0
         backbone = Backbone.load(model, world.device(), language=False)
         if adapter is not None:
             apply_adapter(backbone, adapter, "vision")
-        own_parts: list[tuple[int, Part]] = []
-        skipped = 0
-        with StopRequest() as stop:
-            own_shards = list(enumerate(plan.names))[world.rank :: world.size]
-            for position, (number, name) in enumerate(own_shards):
-                if stop.requested:
-                    break
-                upcoming = [n for n, name in own_shards[position : position + _PREFETCH] if not plan.read_part(name)]
-                _read_ahead(sets, [photo for n in upcoming for photo in plan.photos.of_shard(n)])
-                if part := plan.read_part(name):
-                    skipped += 1
-                elif part := _make_part(chosen, backbone, sets, plan.photos.of_shard(number), name, stop):
-                    plan.record_part(part)
-                if part:
-                    own_parts.append((number, part))
-            stop.raise_if_requested(world)
+        own_parts, skipped = _make_own_parts(chosen, backbone, sets, plan, world)
         numbered = [entry for entries in world.all_gather_object(own_parts) for entry in entries]
         parts = [part for _, part in sorted(numbered, key=lambda entry: entry[0])]
         skipped = sum(world.all_gather_object(skipped))
@@ -213,6 +167,87 @@ def run(chosen: EmbedSettings, world: DistributedContext, sets: Sequence[ShardDa
                 "with start-up"
             )
     return 0
+
+
+def _token_settings(
+    chosen: EmbedSettings, world: DistributedContext, adapter: Path | None
+) -> tuple[ModelSettings, dict[str, Any]]:
+    """The model's settings with its dtype resolved, and everything that the tokens depend on besides the photos."""
+    from lavic.model.chat_template.template import prompt_version
+    from lavic.model.hub import fingerprint, resolve
+    from lavic.model.loading import computing_dtype, read_geometry
+    from lavic.model.lora import check_adapter, digest
+
+    folder = resolve(chosen.model)
+    base = fingerprint(folder)
+    if adapter is not None:
+        check_adapter(adapter, "vision", base)
+    dtype: Any = computing_dtype(chosen.model, world.device())
+    if chosen.model.dtype == "auto":  # a store keeps its precision on another machine
+        dtype = world.broadcast_object(read_plan(chosen.out).get("dtype", dtype))
+    model = replace(chosen.model, dtype=dtype)
+    return model, {
+        "base": base,
+        "geometry": read_geometry(folder, model.views).as_dict(),
+        "adapter": digest(adapter) if adapter else None,
+        "precision": chosen.precision,
+        "dtype": dtype,
+        "prompt": prompt_version(model, folder),
+    }
+
+
+def _begin(plan: StorePlan, world: DistributedContext, stack: ExitStack) -> bool:
+    """Locks the store's folder on rank 0 and records the plan; returns whether the store is complete. Collective.
+
+    Raises:
+        LavicError: On all ranks, so that none waits for another.
+    """
+    failure: LavicError | None = None
+    complete = False
+    if world.is_main:
+        try:
+            stack.enter_context(lock_output_folder(plan.out))
+            plan.begin()
+            complete = plan.is_complete()
+        except LavicError as error:
+            failure = error
+        except OSError as error:
+            failure = not_writable(plan.out, error)
+    failure, complete = world.broadcast_object((failure, complete))
+    if failure:
+        raise failure
+    return complete
+
+
+def _make_own_parts(
+    chosen: EmbedSettings,
+    backbone: Backbone,
+    sets: Sequence[ShardDataset],
+    plan: StorePlan,
+    world: DistributedContext,
+) -> tuple[list[tuple[int, Part]], int]:
+    """Makes the parts of this rank's shards; returns them by number, and how many existed already. Collective.
+
+    Raises:
+        Stopped: On request; the parts that are made are kept.
+    """
+    own_parts: list[tuple[int, Part]] = []
+    skipped = 0
+    with StopRequest() as stop:
+        own_shards = list(enumerate(plan.names))[world.rank :: world.size]
+        for position, (number, name) in enumerate(own_shards):
+            if stop.requested:
+                break
+            upcoming = [n for n, name in own_shards[position : position + _PREFETCH] if not plan.read_part(name)]
+            _read_ahead(sets, [photo for n in upcoming for photo in plan.photos.of_shard(n)])
+            if part := plan.read_part(name):
+                skipped += 1
+            elif part := _make_part(chosen, backbone, sets, plan.photos.of_shard(number), name, stop):
+                plan.record_part(part)
+            if part:
+                own_parts.append((number, part))
+        stop.raise_if_requested(world)
+    return own_parts, skipped
 
 
 Entry = tuple["np.ndarray", dict[str, Any]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lavic.errors import DataError
+from lavic.errors import DataError, first_names
 from lavic.evaluation.assessment import RANDOM, as_dicts, compare_arms
 from lavic.evaluation.predictions import PredictionSet
 from lavic.metrics.bootstrap import Bootstrap
@@ -95,8 +95,7 @@ def same_order(seed: Seed, first: Seed) -> PredictionSet:
         (seed, first, [id for id in rows.ids if id not in first_ids]),
     ):
         if ids:
-            examples = ", ".join(ids[:SHOWN]) + (f" and {len(ids) - SHOWN:,} more" if len(ids) > SHOWN else "")
-            raise DataError(f"{side.source}: has conversations that {other.source} has not: {examples}")
+            raise DataError(f"{side.source}: has conversations that {other.source} has not: {first_names(ids, SHOWN)}")
     order = [row_of_id[id] for id in target.ids]
     for number, row in enumerate(order):
         if set(rows.targets[row]) != set(target.targets[number]):

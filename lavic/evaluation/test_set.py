@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lavic.data.conversations import read_conversations
 from lavic.data.schema import Conversation
-from lavic.errors import DataError
+from lavic.errors import DataError, first_names
 from lavic.evaluation.predictions import prediction
 from lavic.metrics.bootstrap import connected_clusters
 from lavic.metrics.relevance import Prediction
@@ -162,8 +162,7 @@ def _not_in_store(row: Conversation, candidates: Sequence[str], stores: Sequence
     store, absent = next(
         (store, ids) for store in stores if (ids := [item for item in candidates if item not in store])
     )
-    suffix = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
     return (
-        f"{row.place}: candidate {absent[0]}{suffix} of {len(candidates)} is not in the item store "
+        f"{row.place}: candidate {first_names(absent)} of {len(candidates)} is not in the item store "
         f"{store.folder}: embed its photo, or drop such candidates with --missing drop"
     )

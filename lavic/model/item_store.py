@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from lavic.data.index.item_index import Item, ItemIds, ItemIndex, list_path, write_item_index
-from lavic.errors import DataError
+from lavic.errors import DataError, first_names
 from lavic.model import lora, prompts
 from lavic.model.loading import Backbone
 from lavic.model.tiling import Geometry
@@ -170,8 +170,8 @@ class ItemStore:
         """
         items = {id: self.items.find(id) for id in ids}
         if unknown := [id for id, item in items.items() if item is None]:
-            examples = ", ".join(unknown[:3]) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-            raise DataError(f"{self.folder}: not in the item store: {examples}: embed their photos, or remove them")
+            names = first_names(unknown, 3)
+            raise DataError(f"{self.folder}: not in the item store: {names}: embed their photos, or remove them")
         positions = {id: self.items.place_of(item.row) for id, item in items.items() if item}
         for number in {number for number, _ in positions.values()}:
             if not self._checked[number]:

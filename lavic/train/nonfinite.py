@@ -9,17 +9,20 @@ import torch
 from torch import nn
 
 from lavic.distributed.context import DistributedContext
-from lavic.errors import LavicError
+from lavic.errors import LavicError, first_names
 
 if TYPE_CHECKING:
     from lavic.train.input.collate import MicroBatch
+
+NAMED_SAMPLES = 5
+"""Samples that a message names; the others are counted."""
 
 
 class NonFiniteError(LavicError):
     """A loss or a gradient is not finite; no weight was changed. Raised on all ranks.
 
     Args:
-        what: `loss` or `gradient`.
+        quantity: `loss` or `gradient`.
         stop: Whether any rank has a stop request.
     """
 
@@ -58,13 +61,8 @@ def find_nonfinite_samples(
 def name_by_rank(keys: Sequence[str], world: DistributedContext) -> str:
     """The keys that each rank passes, with their ranks; "" if there are none. Collective."""
     by_rank = world.all_gather_object(list(keys))
-    parts = [f"{first_keys(keys)} on rank {rank}" for rank, keys in enumerate(by_rank) if keys]
+    parts = [f"{first_names(keys, NAMED_SAMPLES)} on rank {rank}" for rank, keys in enumerate(by_rank) if keys]
     return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more ranks" if len(parts) > 4 else "")
-
-
-def first_keys(keys: Sequence[str]) -> str:
-    """The first five keys, and the number of others."""
-    return ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
 
 
 def _nonfinite_keys(batch: MicroBatch, losses: torch.Tensor) -> list[str]:

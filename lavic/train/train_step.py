@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from lavic.distributed.context import DistributedContext
-from lavic.errors import DataError
+from lavic.errors import DataError, first_names
 from lavic.train.deepspeed.engine import Engine
 from lavic.train.input.collate import MicroBatch
-from lavic.train.nonfinite import NonFiniteError, find_nonfinite_samples, first_keys
+from lavic.train.nonfinite import NAMED_SAMPLES, NonFiniteError, find_nonfinite_samples
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class NoTargetsError(DataError):
 
     def __init__(self, keys: Sequence[str], *, stop: bool) -> None:
         super().__init__(
-            f"none of the samples {first_keys(keys)} has a target: are the photos described (`lavic describe`), and is "
-            "max_length long enough?"
+            f"none of the samples {first_names(keys, NAMED_SAMPLES)} has a target: are the photos described "
+            "(`lavic describe`), and is max_length long enough?"
         )
         self.stop = stop
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lavic.errors import DataError
+from lavic.errors import DataError, first_names
 from lavic.model import prompts
 from lavic.model.bundle import Bundle
 from lavic.model.generation import generate
@@ -117,9 +117,8 @@ class Ranker:
         needed = dict.fromkeys([*candidates, *(request.tokens_of or {}).values()])
         missing = [item for item in needed if item not in self.store]
         if missing:
-            suffix = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DataError(
-                f"{conversation.place}: candidate {missing[0]}{suffix} of {len(candidates)} is not "
+                f"{conversation.place}: candidate {first_names(missing)} of {len(candidates)} is not "
                 f"in the item store {self.store.folder}: embed its photo, or remove it from the list"
             )
         texts, tokens_of = request.texts or {}, request.tokens_of or {}

@@ -30,7 +30,7 @@ class StoredTokens:
     Args:
         model: A LlavaNext model, wrapped by PEFT or not.
         store: Holds the items.
-        most: Number of tokens per item, the first ones; None: all.
+        max_tokens: Number of tokens per item, the first ones; None: all.
     """
 
     def __init__(self, model: nn.Module, store: ItemStore, max_tokens: int | None = None) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lavic.distributed.context import DistributedContext
-from lavic.errors import ConfigError
+from lavic.errors import ConfigError, first_names
 from lavic.storage.text_files import TextFileError, read_lines
 from lavic.tracking.tracker import Tracker
 from lavic.train.input.collate import MicroBatch
 from lavic.train.input.data_loader import TaskDataset
-from lavic.train.nonfinite import first_keys
+from lavic.train.nonfinite import NAMED_SAMPLES
 
 log = logging.getLogger(__name__)
 _JOURNAL_KEYS = 1000
@@ -36,7 +36,7 @@ def apply_denylist(samples: TaskDataset, path: Path | None, tracker: Tracker, wo
             "--loop.skip-samples: %d of %d keys are not in the training set: %s",
             len(unknown),
             len(keys),
-            first_keys(unknown),
+            first_names(unknown, NAMED_SAMPLES),
         )
     tracker.event("skip_samples", keys=keys[:_JOURNAL_KEYS], samples=len(keys) - len(unknown))
     return remaining
