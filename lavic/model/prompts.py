@@ -163,9 +163,9 @@ def recommend(
         pieces += turn(role, text, style)
     pieces.append("Candidates:\n")
     for candidate, count in zip(candidates, counts, strict=True):
-        pieces += [Text(candidate.id), ": ", Text(candidate.title)]
+        pieces += [Text(candidate.id), ": ", Text(_one_line(candidate.title))]
         if candidate.look is not None:
-            pieces += [", ", Text(candidate.look)]
+            pieces += [", ", Text(_one_line(candidate.look))]
         elif count:
             pieces += [" ", Slot(count)]
         pieces.append("\n")
@@ -173,3 +173,9 @@ def recommend(
         pieces.append(f"{NONE}: none of these\n")
     question = f"Which ID fits?{chat.suffix}" if style == "inst" else "Answer with one ID and nothing else.\nAssistant:"
     return *pieces, question
+
+
+def _one_line(text: str) -> str:
+    """Text without line ends, so that no title looks like further lines of the list."""
+    lines = text.splitlines()
+    return text if lines == [text] else " ".join(map(str.strip, lines))

@@ -101,7 +101,8 @@ class Guard:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if self._running > self._max_requests and scope["path"] not in OPEN:
             raise ApiError(503, "too many requests at a time; try again later", headers={"Retry-After": "1"})
-        if self._hosts is not None and _host(headers.get(b"host", b"")) not in self._hosts:
+        hosts = [value for name, value in scope["headers"] if name == b"host"] or [b""]
+        if self._hosts is not None and not self._hosts.issuperset(map(_host, hosts)):
             raise ApiError(403, "this server is not asked under that name; see --hosts")
         if self.token and scope["path"] not in OPEN and not _shows(headers.get(b"authorization", b""), self.token):
             raise ApiError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 from collections.abc import Iterator
 
@@ -94,3 +95,11 @@ def test_a_server_is_asked_under_the_address_that_it_listens_on(assets: Assets, 
 def test_a_local_server_accepts_only_local_host_names(server: Server, client: httpx.Client):
     for host, status in (("localhost", 200), (f"127.0.0.1:{server.port}", 200), ("[::1]:80", 200), ("evil.org", 403)):
         assert client.get("/healthz", headers={"Host": host}).status_code == status
+    for hosts in (("evil.org", "localhost"), ("localhost", "evil.org")):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
+        connection.putrequest("GET", "/healthz", skip_host=True)
+        for host in hosts:
+            connection.putheader("Host", host)
+        connection.endheaders()
+        assert connection.getresponse().status in (400, 403)
+        connection.close()

@@ -179,6 +179,20 @@ def test_markup_in_titles_is_escaped(browser, tmp_path):
         reader.check()
 
 
+def test_a_like_in_a_long_conversation_is_recorded(browser, tmp_path):
+    """A browser does not send more than 64 KiB while it closes a page."""
+    shop = make_shop(tmp_path / "set", count=4)
+    with running(shop.app(records=True)) as url:
+        browser.open(url)
+        reader = Reader(browser, url)
+        for _ in range(6):
+            browser.driver.execute_script("document.getElementById('request').value = '杯'.repeat(4000)")
+            reader.say(" ")
+        reader.click(".card .like")
+        reader.until(lambda: shop.feedback)
+        assert len(shop.feedback[0]["conversation"]) == 6 and shop.feedback[0]["liked"]
+
+
 def test_text_of_any_direction_does_not_turn_the_words_beside_it(browser, tmp_path):
     shop = make_shop(tmp_path / "set", ["\u202emug (blue)!", "كوب أزرق!"], count=4)
     with running(shop.app()) as url:

@@ -5,6 +5,7 @@ const SHOWN = 10; // products that are asked for
 const EXAMPLE = "A red striped mug";
 const ATTEMPTS = 3; // to ask a busy server before the reader has to
 const LONGEST_TITLE = 160; // characters of a title in a sentence
+const LARGEST_KEPT_ALIVE = 60_000; // bytes of a body that is sent although the page is closed
 const METHODS = {
   bm25: "words in common",
   dense: "similar meaning",
@@ -257,11 +258,12 @@ function cast(kind, item) {
 /** Tells a server that keeps conversations what was liked. */
 function record(kind, item, shown) {
   if (!settings.records) return;
+  const body = JSON.stringify({ conversation: messages(), candidates: shown, item: item.id, liked: kind === "like" });
   call("v1/feedback", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ conversation: messages(), candidates: shown, item: item.id, liked: kind === "like" }),
-    keepalive: true,
+    body,
+    keepalive: new Blob([body]).size < LARGEST_KEPT_ALIVE, // a browser refuses to send a larger one
   }).catch(() => {}); // the conversation goes on without it
 }
 
