@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -88,7 +89,9 @@ class Resolver:
         self._answers: dict[str, str] = {}
         self._requests = self._failures = 0
         self._next = 0.0
-        for line, text in read_lines(cache) if cache.exists() else ():
+        if exists := cache.exists():
+            _complete_last_line(cache)
+        for line, text in read_lines(cache) if exists else ():
             try:
                 row = parse_json(text)
                 self._answers[row["url"]] = row["asin"]
@@ -160,6 +163,20 @@ class Resolver:
         log.warning("%s: %s", url, reason)
         if self._failures == _BREAK_AFTER:
             log.warning("%d requests in a row failed: the other short links are left for another run", _BREAK_AFTER)
+
+
+def _complete_last_line(cache: Path) -> None:
+    """Ends the last line of a file, or removes it if it was cut: the disk was full, or the machine went down."""
+    data = cache.read_bytes()
+    if not (last := data[data.rfind(b"\n") + 1 :]):
+        return
+    with cache.open("rb+") as file:
+        try:
+            parse_json(last.decode())
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        except ValueError:
+            file.truncate(len(data) - len(last))
 
 
 def _server(address: str) -> tuple[str, int]:

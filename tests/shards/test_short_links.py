@@ -111,3 +111,19 @@ def test_the_resolver_follows_known_hosts_only_within_rate_and_limit(
     assert [resolver.known(f"https://amzn.to/{code}") for code in ("evilOne", "noMore1", "toItem1")] == ["", "", None]
     # A late request shortens the gap that the server sees: half of the expected time is the bound.
     assert short_links.times[-1] - short_links.times[0] >= 0.05
+
+
+def test_a_result_that_was_cut_is_requested_again(tmp_path: Path, short_links: ShortLinkServer) -> None:
+    cache = tmp_path / "short_links.jsonl"
+    settings = ShortLinkSettings(resolve=True, rate=100, server=short_links.address)
+    urls = ["https://amzn.to/toItem1", "https://amzn.to/noMore1"]
+    for url in urls:
+        Resolver(settings, cache).resolve(url)
+    whole = cache.read_bytes()
+    for cut in range(1, len(whole) + 1):
+        cache.write_bytes(whole[:cut])
+        resolver = Resolver(settings, cache)
+        for url in urls:
+            resolver.resolve(url)
+        assert [resolver.known(url) for url in urls] == [ITEMS[7], ""]
+        assert sorted(cache.read_bytes().splitlines()) == sorted(whole.splitlines())
