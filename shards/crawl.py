@@ -196,10 +196,11 @@ def _plan(folder: Path, settings: CrawlSettings) -> Plan:
     extend, max_rejected = settings.extend, settings.max_rejected
     plan = make_plan(settings.items, folder, settings.planned, extend=extend, max_rejected=max_rejected)
     counts = plan.counts
+    adjacent = " (rows of an id must be adjacent: sort the table by it)" if "id" in settings.named_columns else ""
     notes = {
         "items without a photo URL": counts.without_photo,
         "entries of lists of images without a link": counts.unlinked,
-        "repeated photos left out": counts.repeated,
+        f"repeated photos left out{adjacent}": counts.repeated,
         "photos with the picture of another one, fetched with it": counts.shared,
         f"records that cannot be read (see {REJECTED})": counts.rejected,
         "ids not in the catalogue": counts.ids_missing,

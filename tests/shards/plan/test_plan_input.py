@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lavic.errors import ConfigError, DataError
+from lavic.shards.crawl import _plan as plan_set
 from lavic.shards.crawl_settings import CrawlSettings
 from lavic.shards.plan.crawl_plan import load_plan, make_plan, read_tasks
 from tests.shards.plan.plan_files import (
@@ -137,6 +138,16 @@ def test_a_table_of_links_is_planned(tmp_path: Path) -> None:
         make_plan((str(path),), tmp_path / "out", other)
     # A plan of a catalogue says nothing about columns.
     assert "columns" not in make_plan(write_items(tmp_path / "c.json", {"B1": 1}), tmp_path / "c", SETTINGS).settings
+
+
+def test_rows_of_an_id_that_are_not_adjacent_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("sku,link\nA,http://x/1\nB,http://x/2\nA,http://x/3\n")
+    columns, out = ("id=sku", "url=link"), str(tmp_path / "out")
+    settings = CrawlSettings(items=(str(path),), out=out, columns=columns, photos="all", dry_run=True)
+    with caplog.at_level("INFO"):
+        assert plan_set(tmp_path / "out", settings).counts.repeated == 1
+    assert "1 repeated photos left out (rows of an id must be adjacent: sort the table by it)" in caplog.text
 
 
 @pytest.mark.parametrize("columns", [("id=a",), ("url=",), ("url=a", "url=b"), ("url=a", "link=b"), ("url",)])
