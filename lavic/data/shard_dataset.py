@@ -115,6 +115,10 @@ class ShardDataset:
         """The key of every sample, in order."""
         return self.index.keys
 
+    def key(self, index: int) -> str:
+        """The key of a sample, without reading its shard."""
+        return self.keys[index]
+
     @property
     def references(self) -> Duplicates:
         """Photos with the bytes of a sample that are not stored themselves, by key."""

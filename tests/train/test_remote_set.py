@@ -68,6 +68,17 @@ def test_two_ranks_read_each_sample_and_download_each_shard_once(
     check_downloads(store, assets.photos)
 
 
+def test_keys_are_read_without_downloading_a_shard(assets: Assets, store: ObjectStore, tmp_path: Path) -> None:
+    """As for `--loop.skip-samples`, whose keys are looked for in the whole set."""
+    local = ShardDataset(assets.photos)
+    remote = FilteredDataset(ShardDataset("s3://photos/photos"), HeldOut.of([12]))
+    assert remote.key(0) == local.key(0)  # builds the index of the set, which every training needs
+    store.served.clear()
+    keys = [remote.key(index) for index in range(len(remote))]
+    assert keys == [local[index].key for index in range(24) if index != 12]
+    assert not store.served
+
+
 def test_read_ahead_uses_at_most_half_of_the_cache(assets: Assets, store: ObjectStore, tmp_path: Path) -> None:
     local = ShardDataset(assets.photos)
     first, _, third = (shard.bytes for shard in local.manifest.shards)

@@ -107,6 +107,10 @@ class FilteredDataset:
         """As `ShardDataset.meta_and_text`."""
         return self.data.meta_and_text(self._number(index))
 
+    def key(self, index: int) -> str:
+        """As `ShardDataset.key`."""
+        return self.data.key(self._number(index))
+
     def _number(self, index: int) -> int:
         index = index + len(self) if index < 0 else index
         if not 0 <= index < len(self):

@@ -113,9 +113,8 @@ class DistillDataset:
         return PhotoSample(photo.key, example, views, image.size, grid, num_views, teacher)
 
     def key(self, position: int) -> str:
-        """See `TaskDataset.key`; the photo is not read."""
-        meta, _ = self.photos.meta_and_text(self._index(position))
-        return str(meta["key"])
+        """See `TaskDataset.key`; the shard is not read."""
+        return str(self.photos.key(self._index(position)))
 
     def lengths(self, positions: Sequence[int]) -> list[int]:
         """See `TaskDataset.lengths`; the photos are not read."""
