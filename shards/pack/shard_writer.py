@@ -11,7 +11,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
 
@@ -167,6 +167,81 @@ class _EarlierRun:
         return any(row is not None and row.kind not in {"ok", *ALWAYS_RETRIED} for row in rows)
 
 
+class _GroupFetcher:
+    """Gets the results of groups of photos that show one picture, each of which is fetched once.
+
+    Args:
+        decoder: Runs checks that take more than a few milliseconds.
+    """
+
+    def __init__(self, earlier: _EarlierRun, fetcher: Fetcher, photo: PhotoSettings, decoder: Executor) -> None:
+        self._earlier, self._fetcher, self._photo, self._decoder = earlier, fetcher, photo, decoder
+
+    async def results(self, group: Sequence[PhotoTask], *, fresh: bool) -> list[PhotoResult]:
+        """The result of each photo of a group; `fresh`: no earlier run has failed to fetch it."""
+        known = [self._earlier.result(task) for task in group]
+        first = next((result for result in known if result and result.sample), None)
+        if first is not None and self._earlier.refresh:
+            return await self._refresh(group, known, first)
+        if first is None and all(known):
+            return [result for result in known if result]
+        if first is None:
+            first = known_placeholder(group[0], self._photo)
+        if first is None:
+            # Failures of an earlier run in this group were failures of the same picture.
+            return await self._fetch_group(group, fresh=fresh)
+        return [result or copy_for(task, first) for result, task in zip(known, group, strict=True)]
+
+    async def _refresh(
+        self, group: Sequence[PhotoTask], known: Sequence[PhotoResult | None], stored: PhotoResult
+    ) -> list[PhotoResult]:
+        new = await self._fetch(group[0], conditional_headers(stored.outcome), fresh=True)
+        change, row = refreshed(stored.outcome, new.outcome)
+        self._earlier.refreshed[change] += sum(1 for result in known if result and result.sample)
+        if change == CHANGED:
+            return [new, *(copy_for(task, new) for task in group[1:])]
+        first = PhotoResult(row, stored.sample)
+        # Failures in this group were failures of the same picture.
+        return [
+            PhotoResult(with_validators_of(result.outcome, row), result.sample)
+            if result and result.sample
+            else copy_for(task, first)
+            for result, task in zip(known, group, strict=True)
+        ]
+
+    async def _fetch_group(self, group: Sequence[PhotoTask], *, fresh: bool) -> list[PhotoResult]:
+        first = await self._fetch(group[0], fresh=fresh)
+        if len(group) == 1:
+            return [first]
+        results = {group[0].key: first}
+        if first.sample is None:
+            # Old catalogues name hosts that are gone, and another one may serve the picture.
+            for task in _of_other_hosts(group):
+                results[task.key] = result = await self._fetch(task, fresh=fresh)
+                if result.sample:
+                    results, first = {task.key: result}, result
+                    break
+        return [results.get(task.key) or copy_for(task, first) for task in group]
+
+    async def _fetch(self, task: PhotoTask, conditions: Mapping[str, str] | None = None, *, fresh: bool) -> PhotoResult:
+        start = time.perf_counter()
+        response = await self._fetcher.fetch(task.url, conditions, fresh=fresh)
+        if response.kind == "ok" and response.http == 304:
+            return PhotoResult(outcome_of(task, kind="ok", http=304))
+        try:
+            return check_response(task, response, self._photo, start, inline=True)
+        except NeedsThread:
+            loop = asyncio.get_running_loop()
+            with self._fetcher.hold():
+                return await loop.run_in_executor(self._decoder, check_response, task, response, self._photo, start)
+
+
+def _of_other_hosts(group: Sequence[PhotoTask]) -> list[PhotoTask]:
+    """The first photo of each host, without that of the first one."""
+    first_of_host = {host_of(task.url): task for task in reversed(group)}
+    return [task for task in group[1:] if first_of_host[host_of(task.url)] is task]
+
+
 async def _fetch_photos(
     tasks: Sequence[PhotoTask],
     earlier: _EarlierRun,
@@ -177,8 +252,12 @@ async def _fetch_photos(
     defer_after: float,
 ) -> int:
     """Fetch and write all photos; returns how many were deferred."""
-    # Neighbours that show one picture: the first is fetched for all of them.
+    # Neighbours show one picture.
     groups = [list(group) for _, group in groupby(tasks, lambda task: task.same_as or task.key)]
+    # Earlier failures come last: if their host still fails, other photos have shown by then whether it is up.
+    failed = {number for number, group in enumerate(groups) if earlier.failed(group)}
+    order = sorted(range(len(groups)), key=failed.__contains__)
+    stop = _SlowHosts(fetcher, defer_after) if defer_after < math.inf else None
 
     def write(results: list[PhotoResult]) -> None:
         for result in results:
@@ -186,88 +265,21 @@ async def _fetch_photos(
             if result.sample:
                 writer.add(result.sample)
 
+    def first_host(number: int) -> str:
+        return groups[number][0].url.partition("://")[2].partition("/")[0]
+
     with ThreadPoolExecutor(1, "photo") as decoder, ReorderBuffer(write) as buffer:
-
-        async def fetch(task: PhotoTask, conditions: Mapping[str, str] | None = None, *, fresh: bool) -> PhotoResult:
-            began = time.perf_counter()
-            response = await fetcher.fetch(task.url, conditions, fresh=fresh)
-            if response.kind == "ok" and response.http == 304:
-                return PhotoResult(outcome_of(task, kind="ok", http=304))
-            try:
-                return check_response(task, response, photo, began, inline=True)
-            except NeedsThread:
-                loop = asyncio.get_running_loop()
-                with fetcher.hold():
-                    return await loop.run_in_executor(decoder, check_response, task, response, photo, began)
-
-        async def refresh(
-            group: list[PhotoTask], known: Sequence[PhotoResult | None], stored: PhotoResult
-        ) -> list[PhotoResult]:
-            new = await fetch(group[0], conditional_headers(stored.outcome), fresh=True)
-            change, row = refreshed(stored.outcome, new.outcome)
-            earlier.refreshed[change] += sum(1 for result in known if result and result.sample)
-            if change == CHANGED:
-                return [new, *(copy_for(task, new) for task in group[1:])]
-            first = PhotoResult(row, stored.sample)
-            # Failures in this group were failures of the same picture.
-            return [
-                PhotoResult(with_validators_of(result.outcome, row), result.sample)
-                if result and result.sample
-                else copy_for(task, first)
-                for result, task in zip(known, group, strict=True)
-            ]
-
-        async def get_group(group: list[PhotoTask], fresh: bool) -> list[PhotoResult]:
-            known = [earlier.result(task) for task in group]
-            first = next((result for result in known if result and result.sample), None)
-            if first is not None and earlier.refresh:
-                return await refresh(group, known, first)
-            if first is None and all(known):
-                return [result for result in known if result]
-            if first is None:
-                first = known_placeholder(group[0], photo)
-            if first is None:
-                # Failures of an earlier run in this group were failures of the same picture.
-                return await fetch_group(group, fresh)
-            return [result or copy_for(task, first) for result, task in zip(known, group, strict=True)]
-
-        async def fetch_group(group: list[PhotoTask], fresh: bool) -> list[PhotoResult]:
-            first = await fetch(group[0], fresh=fresh)
-            if len(group) == 1:
-                return [first]
-            results = {group[0].key: first}
-            if first.sample is None:
-                # Old catalogues name hosts that are gone, and another one may serve the picture.
-                for task in _of_other_hosts(group):
-                    results[task.key] = result = await fetch(task, fresh=fresh)
-                    if result.sample:
-                        results, first = {task.key: result}, result
-                        break
-            return [results.get(task.key) or copy_for(task, first) for task in group]
+        group_fetcher = _GroupFetcher(earlier, fetcher, photo, decoder)
 
         async def process(number: int) -> None:
-            results = await get_group(groups[number], number not in failed)
+            results = await group_fetcher.results(groups[number], fresh=number not in failed)
             buffer.add(number, results, sum(len(result.sample.jpg) for result in results if result.sample))
-
-        # Earlier failures come last: if their host still fails, other photos have shown by then whether it is up.
-        failed = {number for number, group in enumerate(groups) if earlier.failed(group)}
-        order = sorted(range(len(groups)), key=failed.__contains__)
-        stop = _SlowHosts(fetcher, defer_after) if defer_after < math.inf else None
-
-        def first_host(number: int) -> str:
-            return groups[number][0].url.partition("://")[2].partition("/")[0]
 
         async with fetcher:
             deferred_groups = await run_by_host(order, process, first_host, stop)
         for number in deferred_groups:
             buffer.add(number, [earlier.result(task) or deferred(task) for task in groups[number]], 0)
         return sum(len(groups[number]) for number in deferred_groups)
-
-
-def _of_other_hosts(group: Sequence[PhotoTask]) -> list[PhotoTask]:
-    """The first photo of each host, without that of the first one."""
-    first_of_host = {host_of(task.url): task for task in reversed(group)}
-    return [task for task in group[1:] if first_of_host[host_of(task.url)] is task]
 
 
 class _SlowHosts:
