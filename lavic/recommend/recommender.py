@@ -56,6 +56,8 @@ class Recommender:
         self.store = ranker.store
         self.list_size = max(2, list_size or ranker.bundle.info.list_size or LIST_SIZE)
         self._lock = lock or threading.Lock()
+        self._options: dict[str, Any] = {"retrieved": retrieved}
+        """Of `load`, for `reloaded`."""
 
     @classmethod
     def load(
@@ -92,6 +94,15 @@ class Recommender:
             ConfigError: It is a stage-1 bundle, the base model is not found, or the index has no such method.
             DataError: A folder is not whole, or they do not belong together.
         """
+        options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "base": base,
+            "tokens_per_item": tokens_per_item,
+            "retrieved": retrieved,
+            "methods": methods,
+            "weights": weights,
+        }
         bundle, opened = Path(bundle), ItemStore.open(store, mapped=False)
         info = BundleInfo.read(bundle)
         info.check_store(opened)
@@ -109,13 +120,26 @@ class Recommender:
         if search is not None:
             search.load_encoders(model if shared else None)
         ranker = Ranker(model, opened, tokens_per_item=tokens_per_item)
-        return cls(ranker, search, retrieved=retrieved, lock=lock)
+        recommender = cls(ranker, search, retrieved=retrieved, lock=lock)
+        recommender._options = options
+        return recommender
 
     def reloaded(
         self, bundle: str | Path, store: str | Path, index: str | Path | None = None, **options: Any
     ) -> Recommender:
-        """A recommender of what is in the folders now, see `load`; this one is not changed, and its model is reused."""
-        return Recommender.load(bundle, store, index, reuse=self, **options)
+        """A recommender of what is in the folders now; this one is not changed, and its model is reused.
+
+        Args:
+            bundle, store, index: See `load`.
+            options: Of `load`, where they are not those of this one.
+
+        Raises:
+            ConfigError, DataError: As `load`.
+        """
+        kept = self._options
+        if index is None:  # nothing is searched
+            kept = {name: value for name, value in kept.items() if name not in ("methods", "weights")}
+        return Recommender.load(bundle, store, index, reuse=self, **{**kept, **options})
 
     def recommend(
         self,

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas
 import pytest
+import torch
 
 import lavic
 from lavic.data.schema import Conversation, Turn
@@ -283,6 +284,17 @@ def test_reloaded_keeps_the_model_and_replaces_the_store(assets: Assets, recomme
     assert other.ranker.bundle is not recommender.ranker.bundle
     with pytest.raises(DataError, match="no such item store"):
         recommender.reloaded(assets.bundle, tmp_path / "nowhere")
+
+
+def test_reloaded_keeps_settings(assets: Assets, index: Path):
+    settings = {"retrieved": 7, "tokens_per_item": 2, "methods": ["bm25"], "weights": [2.0], "dtype": "bfloat16"}
+    first = Recommender.load(assets.bundle, assets.store, index, **settings)
+    again = first.reloaded(assets.bundle, assets.store, index)
+    assert (again.retrieved, again.ranker.tokens_per_item, again.search.weights) == (7, 2, {"bm25": 2.0})
+    other = again.reloaded(assets.titles_only, assets.store, tokens_per_item=3)
+    assert other.search is None and other.ranker.tokens_per_item == 3
+    assert other.ranker.bundle.backbone.model.dtype == torch.bfloat16
+    assert other.reloaded(assets.titles_only, assets.store, index).retrieved == 7
 
 
 def test_concurrent_threads_get_the_same_answers(assets: Assets, recommender: Recommender):
