@@ -28,6 +28,7 @@ from lavic.shards.cluster.shard_job import make_shards
 from lavic.shards.cluster.worker_process import prepare
 from lavic.shards.crawl_settings import CrawlSettings
 from lavic.shards.http.connections import check_connection_settings
+from lavic.shards.image.near_duplicates import NAME as NEAR_DUPLICATES
 from lavic.shards.image.near_duplicates import report_near_duplicates
 from lavic.shards.pack.dedup import deduplicate
 from lavic.shards.pack.finalize import TooFewStored, finalize_set, finalize_splits, print_report
@@ -154,8 +155,9 @@ def _crawl(folder: Path, settings: CrawlSettings, owner: str, began: float) -> M
     to_make = [n for n, seal in enumerate(seals) if seal is None or any(map(seal.outcomes.get, retried[n]))]
     settled = [_settled(seal, kinds) for seal, kinds in zip(seals, retried, strict=True)]
     if to_make:
-        # A set that is being changed is not complete.
-        (folder / NAME).unlink(missing_ok=True)
+        # A set that is being changed is not complete, and has no report of near duplicates.
+        for name in (NAME, NEAR_DUPLICATES):
+            (folder / name).unlink(missing_ok=True)
         if len(to_make) < len(seals):
             log.info("%d of %d shards are complete already", len(seals) - len(to_make), len(seals))
         with _tracker(folder, settings) as tracker:

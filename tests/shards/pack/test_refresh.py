@@ -13,6 +13,7 @@ from PIL import Image
 
 from lavic.cli import main
 from lavic.data.shard_dataset import ShardDataset
+from lavic.shards.image.near_duplicates import NAME as NEAR_DUPLICATES
 from lavic.shards.pack.outcomes import Outcome, read_ledger
 from lavic.shards.pack.refresh import FILE, conditional_headers
 from tests.shards.fault_server import encoded, send
@@ -129,6 +130,17 @@ def test_what_changed_is_stored_anew_and_shards_without_a_change_keep_their_byte
     shop.status = {}
     assert crawl("--refresh") == 0
     assert files(out, ".tar", ".idx") == now and not any(row.refresh_failed for row in rows(out).values())
+
+
+def test_a_report_of_near_duplicates_goes_with_the_set_that_it_describes(
+    tmp_path: Path, crawl: Callable[..., int], shop: Shop
+) -> None:
+    report = tmp_path / "out" / NEAR_DUPLICATES
+    assert crawl("--near-duplicates") == 0 and report.exists()
+    assert crawl() == 0 and report.exists()
+    shop.versions[5] = 2
+    assert crawl("--refresh") == 0 and not report.exists()
+    assert crawl("--near-duplicates") == 0 and report.exists()
 
 
 def test_a_refresh_that_was_interrupted_goes_on_and_then_begins_anew(
