@@ -84,6 +84,51 @@ def interval_bar(
     return f'<svg class="bar" aria-hidden="true">{"".join(grid)}{middle}</svg>'
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Axes:
+    """The axes of `curves`: their ranges, and where a value is drawn."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+    log: bool
+    """Whether the vertical axis is logarithmic."""
+
+    @classmethod
+    def of(cls, points: Sequence[tuple[float, float]], levels: Sequence[Level]) -> _Axes:
+        """Axes that fit all points and levels."""
+        xs = [x for x, _ in points]
+        ys = [y for _, y in points] + [level.value for level in levels]
+        x_low, x_high = min(xs), max(xs)
+        log = min(ys) > 0 and max(ys) / min(ys) > 4
+        if log:
+            y_low, y_high = min(ys) / 1.12, max(ys) * 1.12
+        else:
+            spread = (max(ys) - min(ys)) or abs(max(ys)) or 1.0
+            y_low, y_high = min(ys) - 0.08 * spread, max(ys) + 0.08 * spread
+            y_low = max(0.0, y_low) if min(ys) >= 0 else y_low
+        return cls(x_low=x_low, x_high=x_high if x_high > x_low else x_low + 1, y_low=y_low, y_high=y_high, log=log)
+
+    @property
+    def x_ticks(self) -> list[float]:
+        return ticks(self.x_low, self.x_high, 6)
+
+    @property
+    def y_ticks(self) -> list[float]:
+        return log_ticks(self.y_low, self.y_high) if self.log else ticks(self.y_low, self.y_high)
+
+    def place_x(self, x: float) -> float:
+        return LEFT + (x - self.x_low) / (self.x_high - self.x_low) * (WIDTH - LEFT - RIGHT)
+
+    def place_y(self, y: float) -> float:
+        if self.log:
+            share = math.log(y / self.y_low) / math.log(self.y_high / self.y_low)
+        else:
+            share = (y - self.y_low) / (self.y_high - self.y_low)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+
+
 def curves(series: Sequence[Series], *, x_name: str, y_name: str, levels: Sequence[Level] = ()) -> str:
     """Lines over a common axis, labeled at their right end.
 
@@ -92,40 +137,19 @@ def curves(series: Sequence[Series], *, x_name: str, y_name: str, levels: Sequen
     Args:
         series: At least one with a finite point.
     """
-    clean = [(line, [(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]) for line in series]
-    clean = [(line, points) for line, points in clean if points]
-    if not clean:
+    lines = [(line, [(x, y) for x, y in line.points if math.isfinite(x) and math.isfinite(y)]) for line in series]
+    lines = [(line, points) for line, points in lines if points]
+    if not lines:
         raise ValueError("a chart needs at least one finite point")
-    xs = [x for _, points in clean for x, _ in points]
-    ys = [y for _, points in clean for _, y in points] + [level.value for level in levels]
-    log = min(ys) > 0 and max(ys) / min(ys) > 4
-    x_low, x_high = min(xs), max(xs)
-    x_high = x_high if x_high > x_low else x_low + 1
-    if log:
-        y_low, y_high = min(ys) / 1.12, max(ys) * 1.12
-        y_ticks = log_ticks(y_low, y_high)
-    else:
-        spread = (max(ys) - min(ys)) or abs(max(ys)) or 1.0
-        y_low = min(ys) - 0.08 * spread
-        y_low = max(0.0, y_low) if min(ys) >= 0 else y_low
-        y_high = max(ys) + 0.08 * spread
-        y_ticks = ticks(y_low, y_high)
-
-    def place_x(x: float) -> float:
-        return LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
-
-    def place_y(y: float) -> float:
-        share = math.log(y / y_low) / math.log(y_high / y_low) if log else (y - y_low) / (y_high - y_low)
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-
+    axes = _Axes.of([point for _, points in lines for point in points], levels)
     right, floor = WIDTH - RIGHT, HEIGHT - BOTTOM
     parts: list[str] = []
-    for tick in y_ticks:
-        y = place_y(tick)
+    for tick in axes.y_ticks:
+        y = axes.place_y(tick)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{right}"/>')
         parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{short(tick)}</text>')
-    for tick in ticks(x_low, x_high, 6):
-        x = place_x(tick)
+    for tick in axes.x_ticks:
+        x = axes.place_x(tick)
         parts.append(f'<path class="mark" d="M{x:.1f} {floor}v4"/>')
         parts.append(f'<text class="tick" x="{x:.1f}" y="{floor + 18}" text-anchor="middle">{short(tick)}</text>')
     parts.append(f'<path class="axis" d="M{LEFT} {floor}H{right}"/>')
@@ -134,17 +158,17 @@ def curves(series: Sequence[Series], *, x_name: str, y_name: str, levels: Sequen
 
     labels: list[tuple[float, str, str, str]] = []
     for level in levels:
-        y = place_y(level.value)
+        y = axes.place_y(level.value)
         parts.append(f'<path class="level" d="M{LEFT} {y:.1f}H{right}"/>')
         labels.append((y, "muted", level.name, f"{level.value:.3g}"))
-    for line, points in clean:
-        path = "L".join(f"{place_x(x):.1f} {place_y(y):.1f}" for x, y in points)
+    for line, points in lines:
+        path = "L".join(f"{axes.place_x(x):.1f} {axes.place_y(y):.1f}" for x, y in points)
         parts.append(f'<path class="line {line.tone}" d="M{path}"/>')
         for x, y in points if len(points) <= 24 else points[-1:]:
             tip = f"{escape(line.name)}: {y:.4g} at {escape(x_name)} {short(x)}"
-            circle = f'<circle class="dot {line.tone}" cx="{place_x(x):.1f}" cy="{place_y(y):.1f}" r="3">'
+            circle = f'<circle class="dot {line.tone}" cx="{axes.place_x(x):.1f}" cy="{axes.place_y(y):.1f}" r="3">'
             parts.append(f"{circle}<title>{tip}</title></circle>")
-        labels.append((place_y(points[-1][1]), line.tone, line.name, f"{points[-1][1]:.3g}"))
+        labels.append((axes.place_y(points[-1][1]), line.tone, line.name, f"{points[-1][1]:.3g}"))
     parts += [
         f'<text class="end {tone}" x="{right + 12}" y="{y + 4:.1f}"><tspan class="number">{number}</tspan> '
         f"{escape(name)}</text>"
@@ -152,7 +176,7 @@ def curves(series: Sequence[Series], *, x_name: str, y_name: str, levels: Sequen
     ]
     title = f"{y_name} by {x_name}"
     return (
-        f'<figure class="chart"><figcaption>{escape(y_name)}{" (log scale)" if log else ""}</figcaption>'
+        f'<figure class="chart"><figcaption>{escape(y_name)}{" (log scale)" if axes.log else ""}</figcaption>'
         f'<svg class="curves" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
         f"{''.join(parts)}</svg></figure>"
     )
