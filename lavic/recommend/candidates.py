@@ -121,8 +121,9 @@ class CandidateSearch:
         queries = [query_text(conversation) for conversation in conversations]
         results = [Candidates(())] * len(queries)
         pending = list(range(len(queries)))
-        # Only a deep list shows that an item which leads one of them is far down in another.
-        depth = max(count, FUSED_DEPTH) if len(self.methods) > 1 else count
+        # Only a deep list shows that an item which leads one of them is far down in another. A single list is twice as
+        # long, so that few items which the store lacks do not take a second search.
+        depth = max(count, FUSED_DEPTH) if len(self.methods) > 1 else 2 * count
         while pending:
             pending_queries, pending_exclude = [queries[row] for row in pending], [exclude[row] for row in pending]
             by_method = self.index.search(pending_queries, depth, methods=self.methods, exclude=pending_exclude)
