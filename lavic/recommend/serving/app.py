@@ -191,14 +191,21 @@ def _add_recommend(app: FastAPI, settings: ServeSettings, token: str | None, rec
         # Pictures in a chat are fetched without a token.
         base_url = None if token else str(request.base_url).rstrip("/")
         if body.stream:
-            events = chat.chunks(answer, body.model, base_url)
+            events = chat.chunks(answer, body.model, base_url, include_usage=body.stream_options.include_usage)
             return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
         return JSONResponse(chat.completion(answer, body.model, base_url))
 
     @app.get("/v1/models", tags=["OpenAI"])
     async def models() -> dict[str, Any]:
         """The one model, for clients that look for it."""
-        return {"object": "list", "data": [{"id": "lavic", "object": "model", "created": 0, "owned_by": "lavic"}]}
+        return {"object": "list", "data": [chat.MODEL]}
+
+    @app.get("/v1/models/{model}", tags=["OpenAI"])
+    async def model(model: str) -> dict[str, Any]:
+        """The same under its name."""
+        if model != chat.MODEL["id"]:
+            raise ApiError(404, f"the only model here is {chat.MODEL['id']!r}", param="model")
+        return chat.MODEL
 
 
 def _keep(record: ConversationRecord, query: Query, recommended: Sequence[str]) -> None:

@@ -14,6 +14,11 @@ from lavic.recommend.serving.schemas import RecommendResponse, ScoredItem
 _MARKS = re.compile(r"([\\`*_{}\[\]()#+!|<>~&])")
 """What markdown would take for formatting, links or markup."""
 
+MODEL: dict[str, Any] = {"id": "lavic", "object": "model", "created": 0, "owned_by": "lavic"}
+"""The model, as the API lists it."""
+_USAGE = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+"""Tokens are not counted: an answer is ranked, not generated."""
+
 INTRODUCTION = "These fit best:\n\n"
 NOTHING = "Nothing in the catalogue fits."
 
@@ -34,13 +39,18 @@ def completion(answer: RecommendResponse, model: str, base_url: str | None) -> d
     return {
         **_head("chat.completion", model),
         "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
-        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
+        "usage": _USAGE,
     }
 
 
-def chunks(answer: RecommendResponse, model: str, base_url: str | None) -> Iterator[str]:
-    """The same as server-sent events: the role, a chunk for each line, the items with the last one."""
-    head = _head("chat.completion.chunk", model)
+def chunks(
+    answer: RecommendResponse, model: str, base_url: str | None, *, include_usage: bool = False
+) -> Iterator[str]:
+    """The same as server-sent events: the role, a chunk for each line, the items with the last one.
+
+    With `include_usage` one more chunk follows, which has `usage` and no choices.
+    """
+    head = _head("chat.completion.chunk", model) | ({"usage": None} if include_usage else {})
 
     def event(delta: dict[str, Any], reason: str | None = None) -> str:
         choice = {"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}
@@ -50,6 +60,8 @@ def chunks(answer: RecommendResponse, model: str, base_url: str | None) -> Itera
     for line in lines(answer, base_url):
         yield event({"content": line})
     yield event({"lavic": answer.model_dump(mode="json")}, "stop")
+    if include_usage:
+        yield f"data: {json.dumps({**head, 'choices': [], 'usage': _USAGE})}\n\n"
     yield "data: [DONE]\n\n"
 
 

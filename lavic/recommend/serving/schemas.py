@@ -69,6 +69,13 @@ class FeedbackRequest(_Request):
     liked: bool
 
 
+class StreamOptions(_Request):
+    """How an answer is streamed. Keys besides these are ignored."""
+
+    include_usage: bool = False
+    """Add a last chunk without choices that has `usage`, as OpenAI's API does."""
+
+
 class ChatRequest(_Request):
     """A request of the OpenAI chat API. Sampling settings and other keys are ignored: there is nothing to sample."""
 
@@ -80,6 +87,7 @@ class ChatRequest(_Request):
     model: Annotated[str, AfterValidator(as_text)] = "lavic"
     """Any name; the answer repeats it."""
     stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
     candidates: list[str] | None = None
     """Item ids to rank, as in /v1/recommend."""
     k: Count = 10

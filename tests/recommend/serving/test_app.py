@@ -200,8 +200,24 @@ def test_chat_completions(client: httpx.Client, recommender: Recommender):
     deltas = [json.loads(event)["choices"][0] for event in events[:-1]]
     assert "".join(choice["delta"].get("content", "") for choice in deltas) == choice["message"]["content"]
     assert deltas[-1]["finish_reason"] == "stop" and deltas[-1]["delta"]["lavic"] == choice["message"]["lavic"]
-    assert client.get("/v1/models").json()["data"][0]["id"] == "lavic"
     assert client.post("/v1/chat/completions", json={"messages": []}).status_code == 422
+
+
+def test_a_stream_ends_with_its_usage_if_asked(client: httpx.Client):
+    body = {"messages": MESSAGES, "k": 3, "stream": True, "stream_options": {"include_usage": True}}
+    lines = client.post("/v1/chat/completions", json=body).text.split("\n\n")
+    *chunks, last = [json.loads(line.removeprefix("data: ")) for line in lines if line and "[DONE]" not in line]
+    assert all(chunk["choices"] and chunk["usage"] is None for chunk in chunks)
+    assert last["choices"] == [] and last["usage"]["total_tokens"] == 0
+    unasked = client.post("/v1/chat/completions", json=body | {"stream_options": None}).text
+    assert "usage" not in unasked
+
+
+def test_models(client: httpx.Client):
+    (model,) = client.get("/v1/models").json()["data"]
+    assert model["id"] == "lavic" and client.get("/v1/models/lavic").json() == model
+    answer = client.get("/v1/models/gpt-5")
+    assert answer.status_code == 404 and answer.json()["error"]["param"] == "model"
 
 
 def test_a_model_name_that_utf8_cannot_encode_is_answered(client: httpx.Client):
