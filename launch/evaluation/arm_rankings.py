@@ -33,7 +33,7 @@ class AllRankings:
 
     rankings: Rankings
     models: ModelRankings
-    """Those of them that are of a model, with all orders of the lists."""
+    """The rankings by models, with all orders of the lists."""
     chat: ChatArm | None
     failed: dict[str, LavicError]
     """The arms that did not run, and why."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lavic.launch.evaluation.setup.evaluation_setup import EvaluationSetup
 
 RESULTS = "results.json"
-"""Of OUT: written last."""
+"""The file in OUT that is written last."""
 PARTIAL = "results.partial.json"
 """The same of an evaluation of which some arms have not run."""
 

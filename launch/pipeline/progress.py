@@ -50,7 +50,7 @@ def remaining_seconds(step: Step, expected: int | None = None) -> float | None:
 
 
 def _remaining_by_journal(records: Sequence[dict[str, Any]], total: int | None) -> float | None:
-    """By the speed since the last start in a journal."""
+    """Remaining seconds, by the speed since the last start in a journal."""
     first = max((n for n, record in enumerate(records) if record.get("event") in ("start", "resume")), default=0)
     steps = [record for record in records[first:] if "event" not in record and "time" in record]
     if total is None or len(steps) < 2 or steps[-1]["step"] <= steps[0]["step"]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _GIB = 2**30
 _CONNECT_S = 2.0
 _SHARE_OF_TIME = 0.9
-"""Of `--within`, for the checks; the rest is for starting and ending."""
+"""Share of `--within` for the checks; the rest is for starting and ending."""
 
 
 @dataclass(frozen=True)

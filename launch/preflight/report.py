@@ -23,9 +23,9 @@ class PreflightReport:
     def __init__(self, nodes: Sequence[str]) -> None:
         self.nodes = nodes
         self._problems: dict[str, list[str]] = defaultdict(list)
-        """By node."""
+        """Problems by node."""
         self._results: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        """By node, in the order of their checks."""
+        """Results by node, in the order of their checks."""
         self._between_nodes: list[str] = []
         """Problems between nodes that cannot be attributed to one of them."""
 

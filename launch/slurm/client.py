@@ -54,7 +54,7 @@ class JobState:
     start: str = ""
     """When it started, or when SLURM expects it to; empty where that is not known."""
     exit_code: int | None = None
-    """Of a job that has ended, where SLURM still has it: 128 + n where signal n killed it."""
+    """Exit code of a job that has ended, where SLURM still has it: 128 + n where signal n killed it."""
 
     @property
     def active(self) -> bool:
@@ -63,7 +63,7 @@ class JobState:
 
 
 GONE = JobState("GONE", "SLURM has forgotten the job")
-"""Of a job that was active when it was last seen, and that SLURM no longer knows."""
+"""State of a job that was active when it was last seen, and that SLURM no longer knows."""
 
 
 def current_user() -> str:

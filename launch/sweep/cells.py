@@ -60,7 +60,7 @@ class Array(Submission):
 
     stage: SweepStage
     indexes: tuple[int, ...]
-    """Of the cells."""
+    """Indexes of the array's cells."""
 
     def log(self, out: Path, index: int) -> str:
         """The log file of a task."""

@@ -27,7 +27,7 @@ class HitRateScorer:
     """Ranks the same validation lists each time; a `lavic.train.evaluation.Scorer`."""
 
     ranker: Ranker
-    """Of the model in training and the item store."""
+    """Ranks with the model in training and the item store."""
     conversations: Sequence[Conversation]
     """Each list holds a target, see `listed_subset`."""
     candidates: str

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from lavic.launch.tune import TuneSettings
 
 DISTILL_SAMPLE = TypicalSample(tokens=200, targets=120, views=5, photo_tokens=5)
-"""Of stage 1: a title, and a description of 115 tokens, the mean of the released ones."""
+"""A sample of stage 1: a title, and a description of 115 tokens, the mean of the released ones."""
 TUNE_SAMPLE = TypicalSample(tokens=900, targets=10, views=0, photo_tokens=50)
-"""Of stage 2: the median length of the released prompts, ten candidates, an ID."""
+"""A sample of stage 2: the median length of the released prompts, ten candidates, an ID."""
 
 
 def estimate(command: str, settings: Any, ranks: int) -> ResourceEstimate:

@@ -24,7 +24,7 @@ class RetrieverData:
     train: list[Conversation]
     valid: list[Conversation]
     items: list[str]
-    """Those that are searched in validation, targets first."""
+    """Ids of the items that are searched in validation, targets first."""
 
     @classmethod
     def read(cls, settings: TuneRetrieverSettings, *, verbose: bool) -> RetrieverData:

@@ -33,7 +33,7 @@ class StageInput:
     """For messages: "training set"."""
     path: Path
     digest: str
-    """Of its content, whatever it is called."""
+    """Digest of its content, whatever its name is."""
     manifest: Path | None = None
     """A small file that describes it; copied to the record."""
     context: str = ""
@@ -51,7 +51,7 @@ class StageComponents:
     train: TaskDataset
     valid: TaskDataset
     vision: Path | None = None
-    """Of stage 2: the vision adapter that made the item store."""
+    """In stage 2 the vision adapter that made the item store."""
     scorer: Scorer | None = None
     """Scores the model at each validation, beside its loss."""
     weights: Mapping[str, torch.Tensor] | None = None

@@ -14,7 +14,7 @@ RETRIED = frozenset({"throttled", "server", "connect", "timeout", "cut", "html",
 """429; 408 and 5xx; no connection; none within the time limit; an answer that ends early; with status 200: a web page,
 something else that is no JSON, JSON of another form."""
 PAUSING = frozenset({"throttled", "connect"})
-"""Of these, what all requests to a server wait for."""
+"""Retried faults after which all requests to the server wait."""
 FATAL = frozenset({"auth", "missing", "quota", "redirect", "tls"})
 """401 and 403; 404 and 405; no credit left; a redirect, which is not followed; a certificate that is not trusted: every
 further request would fail the same."""
@@ -90,7 +90,7 @@ def _reason(body: bytes) -> tuple[str, str]:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """Of a Retry-After: seconds, or a date."""
+    """The seconds of a Retry-After header, which has a number or a date."""
     try:
         seconds = float(retry_after or "")
     except ValueError:

@@ -12,7 +12,7 @@ class Usage:
     """Counts of one client. Answers from the cache are counted apart: they cost nothing."""
 
     input_price: float | None = None
-    """Of a million tokens; so `output_price`."""
+    """Price of a million tokens; so `output_price`."""
     output_price: float | None = None
     requests: int = 0
     """Answered by a server."""
@@ -24,7 +24,7 @@ class Usage:
     without_usage: int = 0
     """Answers whose server did not say how many tokens they took."""
     faults: Counter[str] = field(default_factory=Counter)
-    """By kind, those that were retried too."""
+    """Faults by kind, with those that were retried."""
     failed: Counter[str] = field(default_factory=Counter)
     """Requests without an answer after all retries, by the kind of their last fault."""
 
@@ -42,7 +42,7 @@ class Usage:
 
     @property
     def cost(self) -> float | None:
-        """Of the answers that servers gave; None without prices."""
+        """Cost of the answers that servers gave; None without prices."""
         return self._cost(self.prompt_tokens, self.completion_tokens)
 
     @property

@@ -23,7 +23,7 @@ from lavic.recommend.ranking.answer_ids import mentions, released_answer, unlist
 from lavic.recommend.ranking.ranked_list import RankedList
 
 PROMPT_VERSION = "chat-1"
-"""Of the words below."""
+"""Version of the prompt below."""
 _SYSTEM = "You recommend products. You answer with the ID of one product and nothing else."
 _ROLES = {"seeker": "Seeker", "comment": "Comment"}
 _ASKED = "\nWhich product of the list fits the conversation best? Answer with its ID and nothing else."

@@ -30,7 +30,7 @@ class PredictionSet:
 
     name: str
     ids: list[str] = field(default_factory=list)
-    """Of the conversations."""
+    """Ids of the conversations."""
     targets: list[tuple[str, ...]] = field(default_factory=list)
     lists: list[tuple[str, ...]] = field(default_factory=list)
     """The candidates of each conversation."""

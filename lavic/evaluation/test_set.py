@@ -41,7 +41,7 @@ class TestSet:
     sha256: str
     """Digest of the file."""
     conversations: tuple[Conversation, ...]
-    """Those with a target."""
+    """The file's conversations that have a target."""
     lists: tuple[tuple[str, ...], ...]
     """The candidates of each, without repeats, in the file's order."""
     other_ids: frozenset[str] = frozenset()
@@ -119,7 +119,7 @@ class TestSet:
 
     @cached_property
     def digest(self) -> str:
-        """Of the conversations and their lists, as they are ranked."""
+        """Digest of the conversations and their lists, as they are ranked."""
         digest = hashlib.sha256(self.sha256.encode())
         for conversation, candidates in zip(self.conversations, self.lists, strict=True):
             digest.update(json.dumps([conversation.id, candidates]).encode())

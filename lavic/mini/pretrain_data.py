@@ -19,7 +19,7 @@ class Photo:
     """A described photo."""
 
     id: str
-    """Of its item."""
+    """Id of its item."""
     image: Image.Image
     title: str
     description: str

@@ -46,7 +46,7 @@ class BundleInfo:
     """Name of the base model."""
     revision: str | None
     fingerprint: str
-    """Of the base model's weights."""
+    """Digest of the base model's weights."""
     geometry: dict[str, object]
     vision_adapter: str | None
     """Digest of the vision adapter; None: item tokens of the plain base model."""

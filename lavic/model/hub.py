@@ -46,7 +46,7 @@ SEVEN_B_CONFIG: Mapping[str, Any] = {
         "projection_dim": 768,
     },
 }
-"""Of `SEVEN_B`, so that a run can be planned before the model is downloaded."""
+"""The configuration of `SEVEN_B`, so that a run can be planned before the model is downloaded."""
 
 _TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json")
 """Files of a tokenizer without tokenizer.json."""

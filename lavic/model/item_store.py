@@ -44,9 +44,9 @@ class Part:
     name: str
     items: int
     sha256: str
-    """Of the tokens file."""
+    """Digest of the tokens file."""
     items_sha256: str = ""
-    """Of the list of items; empty in stores of older versions."""
+    """Digest of the list of items; empty in stores of older versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +56,18 @@ class StoreManifest:
     base: str
     """Name of the base model."""
     fingerprint: str
-    """Of the base model's weights."""
+    """Digest of the base model's weights."""
     vision_adapter: str | None
     """Digest of the vision adapter; None for the plain base model."""
     geometry: dict[str, object]
-    """Of the views."""
+    """Geometry of the views."""
     width: int
     """d_vision"""
     parts: tuple[Part, ...]
     shards: tuple[str, ...] = ()
     """Digests of the sets of shards with the photos; empty in stores of older versions."""
     prompt_version: str = prompts.VERSION
-    """Of the prompts in the vision adapter's training."""
+    """Version of the prompts in the vision adapter's training."""
     dtype: str = ""
     """Precision of the vision tower; empty in stores of older versions."""
     format: int = FORMAT
@@ -80,7 +80,7 @@ class StoreManifest:
 
     @property
     def part_digests(self) -> tuple[str, ...]:
-        """Of the tokens and items of each part, 16 digits."""
+        """A digest of the tokens and items of each part, 16 digits."""
         return tuple(digest_json({"tokens": part.sha256, "items": part.items_sha256})[:16] for part in self.parts)
 
     @property

@@ -37,7 +37,7 @@ class Backbone:
     fingerprint: str
     """Digest of config and weights; adapters and item stores record it and do not work with another base model."""
     tokenizer_digest: str
-    """Of the tokenizer; bundles record it."""
+    """Digest of the tokenizer; bundles record it."""
 
     @classmethod
     def load(

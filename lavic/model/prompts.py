@@ -44,7 +44,7 @@ class ChatFormat:
 
 
 MISTRAL = ChatFormat(photo_prefix="[INST] ", photo_suffix="\n", prefix="[INST] ", suffix=" [/INST]")
-"""Of LLaVA-v1.6-Mistral-7B and of the miniature."""
+"""The format of LLaVA-v1.6-Mistral-7B and of the miniature."""
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class _TokensHeader:
     size: int
     """Bytes of the file."""
     start: int
-    """Of the tokens in the file."""
+    """Offset of the tokens in the file."""
     shape: tuple[int, ...]
     dtype: torch.dtype
 

@@ -23,7 +23,7 @@ from lavic.recommend.retrieval.vectors.two_tower import TwoTowerEncoder, check_r
 FUSED_DEPTH = 200
 """Items of each method's list, at least, where several are fused."""
 _DEEPER = 4
-"""By how much a search is deepened that has found too few items of the store."""
+"""Factor by which a search is deepened that has found too few items of the store."""
 _DEEPEST = 1 << 14
 """Items of a list, at most."""
 Scores = Mapping[str, Mapping[str, float]]

@@ -57,7 +57,7 @@ class Recommender:
         self.list_size = max(2, list_size or ranker.bundle.info.list_size or LIST_SIZE)
         self._lock = lock or threading.Lock()
         self._options: dict[str, Any] = {"retrieved": retrieved}
-        """Of `load`, for `reloaded`."""
+        """Arguments of `load`, for `reloaded`."""
 
     @classmethod
     def load(

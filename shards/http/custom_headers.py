@@ -34,7 +34,7 @@ class CustomHeaders:
     all_hosts: Mapping[str, str] = field(default_factory=dict, repr=False)
     """For every host of the catalogue."""
     by_host: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
-    """By `host` or `host:port` in lower case."""
+    """Headers by `host` or `host:port` in lower case."""
 
     @classmethod
     def read(cls, path: str | Path) -> CustomHeaders:

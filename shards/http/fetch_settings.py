@@ -59,7 +59,7 @@ class FetchSettings:
 
     @property
     def user_agent(self) -> str:
-        """Of every request."""
+        """The User-Agent of every request."""
         return f"{PRODUCT}/{__version__} (product photo crawler{'; ' + self.contact if self.contact else ''})"
 
     @property

@@ -36,7 +36,7 @@ class Proxies:
     """Which requests go through which proxy."""
 
     schemes: Mapping[str, Proxy]
-    """By the scheme of the link; `all` for other schemes."""
+    """Proxies by the scheme of the link; `all` for other schemes."""
     direct: tuple[str, ...] = ()
     """Entries of NO_PROXY in lower case."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import simplejpeg
 
 LONGEST_SIDE = 65_500
-"""Of a JPEG, as libjpeg reads and writes them."""
+"""Longest side of a JPEG that libjpeg reads and writes."""
 
 _SOI, _EOI, _SOS, _DHT, _TEM = 0xD8, 0xD9, 0xDA, 0xC4, 0x01
 _RESTARTS = range(0xD0, 0xD8)
@@ -27,7 +27,7 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _TAIL = 64
 """Bytes at the end in which the end marker is searched: some cameras and servers write a few after it."""
 _BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\x00": "little", b"MM\x00*": "big"}
-"""Of EXIF, by its first four bytes."""
+"""Byte order of EXIF, by its first four bytes."""
 _ORIENTATION = 0x0112
 _INTEGER_SIZES = {1: 1, 3: 2, 4: 4}
 """Bytes of a number in EXIF by its type: BYTE, SHORT, LONG."""

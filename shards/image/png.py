@@ -12,7 +12,7 @@ _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _NEEDED, _USEFUL = (b"PLTE", b"tRNS"), (b"iCCP", b"eXIf")
 """Chunks that affect pixels, and those that are dropped if they are damaged."""
 _PASSES = ((0, 8, 0, 8), (4, 8, 0, 8), (0, 4, 4, 8), (2, 4, 0, 4), (0, 2, 2, 4), (1, 2, 0, 2), (0, 1, 1, 2))
-"""Of Adam7: first column and step, first row and step."""
+"""Passes of Adam7: first column and step, first row and step."""
 
 
 def has_intact_pixels(data: bytes) -> bool:

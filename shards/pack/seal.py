@@ -39,7 +39,7 @@ class Seal:
     """Digest of the photos that refer to others, see `lavic.shards.pack.dedup`; empty if every photo is stored."""
     ledger_sha256: str = ""
     references_sha256: str = ""
-    """Of the file of references; empty if there is none."""
+    """Digest of the file of references; empty if there is none."""
 
     @property
     def photos(self) -> int:

@@ -12,7 +12,7 @@ class PlanCounts:
     items: int = 0
     """Selected items that are new."""
     without_photo: int = 0
-    """Those without a photo with a link. Negative if items that had none have one now."""
+    """Items without a photo with a link. Negative if items that had none have one now."""
     unlinked: int = 0
     """Entries of the items' image lists without a link."""
     photos: int = 0

@@ -69,18 +69,18 @@ class Plan:
     """A complete plan on disk."""
 
     folder: Path
-    """Of the set; the plan is in its `plan/`."""
+    """Folder of the set; the plan is in its `plan/`."""
     settings: Mapping[str, Any]
     generations: tuple[Generation, ...]
 
     @cached_property
     def digests(self) -> list[str]:
-        """Of every shard, by number."""
+        """Digests of the shards, by number."""
         return [digest for generation in self.generations for digest in generation.shards]
 
     @property
     def digest(self) -> str:
-        """Of all planned photos and the settings."""
+        """Digest of all planned photos and the settings."""
         return hashlib.sha256("\n".join(self.digests).encode()).hexdigest()
 
     @property

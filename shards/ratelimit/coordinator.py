@@ -43,7 +43,7 @@ class _Site:
     answered: bool = False
     """Whether one of the failed attempts got a response, but not a robots.txt."""
     reason: str = ""
-    """Of the last failure."""
+    """Reason of the last failure."""
 
 
 class Coordinator:
@@ -53,7 +53,7 @@ class Coordinator:
         self._limits, self._clock = limits, clock
         self._hosts: dict[str, HostLimiter] = {}
         self._changed: dict[str, asyncio.Event] = {}
-        """By worker: set when it must sync."""
+        """Events by worker: set when it must sync."""
         self._last_seen: dict[str, float] = {}
         self._rate_limits: dict[str, float] = {}
         self._sites: OrderedDict[str, _Site] = OrderedDict()

@@ -84,7 +84,7 @@ class HostReport:
     connect_failures: int = 0
     """Failures to connect since the last success."""
     kind: Kind = "ok"
-    """Of the last failure."""
+    """Kind of the last failure."""
     reason: str = ""
     throttled: int = 0
     """Photos that were refused with 429 or 503, each counted once."""

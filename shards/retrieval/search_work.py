@@ -30,7 +30,7 @@ class Block:
     counts: tuple[int, ...]
     """Rows to find for each query."""
     vectors: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """By method, where it has vectors: float32 [queries, width]."""
+    """Query vectors by method, where it has vectors: float32 [queries, width]."""
 
 
 BlockRows = tuple[int, dict[str, list[Rows]]]

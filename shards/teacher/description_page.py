@@ -34,7 +34,7 @@ h2 { font-size: 1rem; margin: 0 0 .25rem; } p { margin: .25rem 0; } .flag { colo
 @dataclass(frozen=True)
 class _Example:
     index: int
-    """Of the sample in the set."""
+    """Index of the sample in the set."""
     text: str
     flag: str
 

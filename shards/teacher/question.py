@@ -26,7 +26,7 @@ class Question:
 
     @property
     def version(self) -> str:
-        """Of the words, for the sidecars."""
+        """Version of the question, for the sidecars."""
         return f"question-{hashlib.sha256(self.words.encode()).hexdigest()[:12]}"
 
     @property

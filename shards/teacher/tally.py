@@ -24,7 +24,7 @@ class Tally:
     """Photos described in this run."""
     seconds: float = 0.0
     usage: Usage | None = None
-    """Of an endpoint."""
+    """Usage of an endpoint."""
 
     def add(self, texts: Mapping[str, Description], *, retried: int, described: int, seconds: float) -> None:
         """Counts a shard."""
@@ -35,7 +35,7 @@ class Tally:
 
     @property
     def exit_code(self) -> int:
-        """Of the command: 1 where photos got no answer."""
+        """Exit code of the command: 1 where photos got no answer."""
         return int(self.flags["failed"] > 0)
 
     def lines(self) -> dict[str, str]:

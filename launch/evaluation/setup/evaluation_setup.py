@@ -37,7 +37,7 @@ class EvaluationSetup:
     names: tuple[str, ...]
     """All arms by name, in the order of the results."""
     arms: list[Arm]
-    """Those of them that rank with a bundle."""
+    """The arms that rank with a bundle."""
     labels: dict[str, dict[str, str]]
     """Arm -> label and note."""
     runs: dict[str, OtherRun]

@@ -27,7 +27,7 @@ class OtherRun:
     test_set: str
     file: Path
     rankings: list[RankedList | None]
-    """Of each conversation of the test set."""
+    """A ranking of each conversation of the test set."""
 
 
 def read_test_sets(chosen: EvaluateSettings, stores: Sequence[ItemStore]) -> list[TestSet]:

@@ -80,7 +80,7 @@ class FilteredDataset:
 
     @property
     def manifest(self) -> Manifest:
-        """Of the full set."""
+        """The manifest of the full set."""
         return self.data.manifest
 
     def __len__(self) -> int:

@@ -43,7 +43,7 @@ class ItemList(Protocol):
 
     @property
     def items_sha256(self) -> str:
-        """Of the file; empty if the manifest has none."""
+        """Digest of the file; empty if the manifest has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Item:
     """Its number through all lists."""
     id: str
     key: str
-    """Of the photo that its tokens were computed from."""
+    """Key of the photo that its tokens were computed from."""
     title: str
     views: int | None
     """Set if they are fewer than the store's."""

@@ -39,7 +39,7 @@ class _Lines(Iterator[str]):
         self._lines = iter(lines)
         self._again: deque[str] = deque()
         self.number = 1
-        """Of the first line of the row."""
+        """Number of the row's first line."""
         self.of_row: list[str] = []
 
     def __next__(self) -> str:

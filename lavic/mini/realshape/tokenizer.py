@@ -20,7 +20,7 @@ INNER = f"mistral_common/data/{FILE}"
 SPACE = "▁"
 IMAGE, PAD = "<image>", "<pad>"
 PIECES = 32000
-"""Of Mistral's vocabulary; `<image>` and `<pad>` come next."""
+"""Pieces of Mistral's vocabulary; `<image>` and `<pad>` come next."""
 
 
 def find_model(file: Path | None) -> Path:

@@ -38,7 +38,7 @@ class Encoder:
         self.style: prompts.Style = style
         self.chat = chat
         self.version = prompts.version_of(style, chat)
-        """Of the prompts and tags."""
+        """Version of the prompts and tags."""
         self.image_token_id = image_token_id
         self.image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
         end = chat.end if style == "inst" else None

@@ -58,7 +58,7 @@ class RetrieverInfo:
     max_length: int
     """Maximum length of a conversation, tokens."""
     sha256: dict[str, str]
-    """Of the other files."""
+    """Digests of the other files, by name."""
     format: int = FORMAT
 
     @property

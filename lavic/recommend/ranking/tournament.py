@@ -24,7 +24,7 @@ class _Group:
     logprobs: dict[str, float]
     """Candidate -> the model's log-probability, best first."""
     winners: tuple[str, ...]
-    """Those that advanced; none of the last group."""
+    """Candidates that advanced; none in the last group."""
 
 
 class Tournament:

@@ -34,7 +34,7 @@ from lavic.tracking.progress import progress_bar
 from lavic.tracking.run_metadata import versions
 
 FILE_TYPES = (".safetensors", ".faiss")
-"""Of an index, besides its manifest."""
+"""Endings of an index's files, besides its manifest."""
 
 
 class MethodBuilder(Protocol):
@@ -42,7 +42,7 @@ class MethodBuilder(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the method."""
+        """Name of the method."""
 
     @property
     def settings(self) -> Mapping[str, Any]:

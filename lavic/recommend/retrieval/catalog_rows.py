@@ -86,7 +86,7 @@ class CatalogRows:
             raise DataError(f"{', '.join(map(str, self._paths))}: no item to index{reasons}{hint}")
 
     def counts(self) -> dict[str, int]:
-        """Of the last pass."""
+        """What the last pass left out, by reason."""
         return dict(self.left_out)
 
     def _reject(self, record: BadRecord) -> None:

@@ -9,7 +9,7 @@ from lavic.errors import ConfigError
 from lavic.recommend.retrieval.hits import Hits
 
 RANK_CONSTANT = 60
-"""Of reciprocal rank fusion, as in its paper: Cormack, Clarke, Buettcher, SIGIR 2009."""
+"""Constant of reciprocal rank fusion, as in its paper: Cormack, Clarke, Buettcher, SIGIR 2009."""
 
 
 def method_weights(methods: Sequence[str], weights: Sequence[float]) -> dict[str, float]:

@@ -109,7 +109,7 @@ class RetrievalIndex:
 
     @property
     def text_methods(self) -> tuple[str, ...]:
-        """Those of them that take a query as text."""
+        """The methods that take a query as text."""
         return tuple(name for name in self.methods if name in self._bm25 or name in ENCODERS or name in self._encoders)
 
     def set_encoder(self, method: str, encoder: TextEncoder) -> None:

@@ -26,7 +26,7 @@ HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
 )
 POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; base-uri 'none'")
-"""Of answers that are not pages; a page brings its own."""
+"""Header of answers that are not pages; a page brings its own."""
 
 MAX_REQUESTS = 1024
 """Maximum number of requests at a time, including those whose body is arriving; further ones are answered with 503."""

@@ -18,7 +18,7 @@ from lavic.errors import DataError
 MEMORY = 64 << 20
 """Bytes of the photos that are kept after they were read."""
 MOST_CHARACTERS = 512
-"""Of an id in a request: a longer one is no item's."""
+"""Longest id in a request: a longer one is no item's."""
 ROUTE = "/photos/"
 _MEDIA_TYPES = (
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -35,7 +35,7 @@ class Photo:
 
     data: bytes
     media_type: str
-    """By its first bytes, not by what is said of it."""
+    """Media type by its first bytes, not by what the source says."""
     etag: str
     """Strong: another one for other bytes. With its quotes, as the header holds it."""
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NAME = "lavic"
-"""Of the application."""
+"""Name of the application."""
 _GRACE_S = 5.0
 """Seconds that Ray waits for an answer beyond the app's own deadline."""
 

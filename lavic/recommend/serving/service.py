@@ -138,7 +138,7 @@ def check_limits(query: Query, settings: ServeSettings) -> None:
 
 
 def _characters(form: Any) -> int:
-    """Of all words in a conversation's form, which may be nested to any depth."""
+    """The characters of all texts in a conversation's form, which may be nested to any depth."""
     count, waiting = 0, [form]
     while waiting:
         value = waiting.pop()

@@ -50,7 +50,7 @@ class PhotoBatch(MicroBatch):
     """A batch of `DistillDataset`."""
 
     views: torch.Tensor
-    """Of all photos, float32 [views, 3, size, size]"""
+    """The views of all photos, float32 [views, 3, size, size]"""
     sizes: tuple[tuple[int, int], ...]
     grids: tuple[Grid, ...]
     views_shown: tuple[int, ...]
@@ -74,7 +74,7 @@ class DistillDataset:
     geometry: Geometry
     """How the base model's photos are cut into views."""
     encoder: Encoder
-    """Of the base model."""
+    """Encoder of the base model."""
     _: KW_ONLY
     max_length: int
     """Maximum length of prompt and description, tokens, without the photo's."""
@@ -87,7 +87,7 @@ class DistillDataset:
     seed: int = 0
     """Seed of that choice."""
     order: ShuffleOrder | None = None
-    """Of the samples, over all epochs; None reads them in the set's order."""
+    """Order of the samples, over all epochs; None reads them in the set's order."""
     table: InitVar[Path | None] = None
     """File in which this machine's ranks keep the lengths of samples, see `LengthTable`; its name identifies the set
     and the tokenization. None: each rank counts tokens when it needs them."""

@@ -89,7 +89,7 @@ class FlopCosts:
 
     @property
     def photo(self) -> float:
-        """Of one photo in vision tower and projector, as a number of language-model tokens."""
+        """Cost of one photo in vision tower and projector, as a number of language-model tokens."""
         return VIEWS * (self.view + self.photo_token) / self.token
 
 

@@ -32,7 +32,7 @@ class TuneBatch(MicroBatch):
     """A batch of `TuneDataset`."""
 
     items: torch.Tensor | None
-    """Of all samples, [tokens, d_vision]"""
+    """Item tokens of all samples, [tokens, d_vision]"""
 
 
 @dataclass(eq=False)
@@ -53,7 +53,7 @@ class TuneDataset:
     store: ItemStore
     """Titles and tokens of every candidate and target."""
     encoder: Encoder
-    """Of the base model."""
+    """Encoder of the base model."""
     _: KW_ONLY
     candidates: str
     """Which list, a key of the source such as `candidates_st`."""
@@ -69,9 +69,9 @@ class TuneDataset:
     shuffle: bool = False
     """Show each list in a new order each time."""
     seed: int = 0
-    """Of the choices."""
+    """Seed of the choices."""
     order: ShuffleOrder | None = None
-    """Of the samples, over all epochs; None reads them in the file's order."""
+    """Order of the samples, over all epochs; None reads them in the file's order."""
     overhead: int = field(default=0, init=False)
     """See `TaskDataset.overhead`."""
 

@@ -20,7 +20,7 @@ CUTOFFS = (1, 10, 50, 100)
 SELECT_AT = 10
 """The cutoff whose recall chooses how long to train."""
 _LARGEST_SCALE = 100.0
-"""Of one over the temperature, as in CLIP."""
+"""Upper bound of one over the temperature, as in CLIP."""
 _QUERIES = 256
 """Conversations that are compared with all items at a time."""
 

@@ -20,7 +20,7 @@ class Pairs:
     item: torch.Tensor
     """int64 [pairs], row of the target's features."""
     targets: tuple[frozenset[int], ...]
-    """Of each conversation, rows of its targets' features."""
+    """For each conversation the rows of its targets' features."""
 
     @classmethod
     def of(cls, conversations: Sequence[Conversation], rows: Mapping[str, int]) -> Pairs:

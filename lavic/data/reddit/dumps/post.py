@@ -18,7 +18,7 @@ _END_TIME = 4_102_444_800
 """The year 2100; a time in milliseconds is later."""
 
 NO_PARENT = -1
-"""Of a comment whose `parent_id` is missing or cannot be read."""
+"""Parent of a comment whose `parent_id` is missing or cannot be read."""
 
 _LARGEST = (1 << 63) - 1
 

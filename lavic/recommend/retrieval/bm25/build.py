@@ -86,7 +86,7 @@ class _Part:
         self.lengths = lengths
         """Words of each row."""
         self.hashes = hashes
-        """Of the part's words."""
+        """Hashes of the part's words."""
         self.frequency = frequency
         """Rows that have the word."""
 

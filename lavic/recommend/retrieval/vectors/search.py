@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from lavic.recommend.retrieval.vectors.approximate import Approximate
 
 DECIMALS = 6
-"""Of a score."""
+"""Decimals of a score."""
 _NEAR = 4e-6
 """How far a product in float32 may be from the score."""
 _QUERIES = 64
@@ -159,7 +159,7 @@ class _TopRows:
     def __init__(self, k: np.ndarray) -> None:
         self._k = k
         self._least = np.full(len(k), -np.inf, np.float32)
-        """Of each query: what a score must reach."""
+        """For each query what a score must reach."""
         self._scores = [np.zeros(0, np.float32)]
         self._rows = [np.zeros(0, np.int64)]
         self._queries = [np.zeros(0, np.int64)]
@@ -204,6 +204,6 @@ class _TopRows:
         self._scores, self._rows, self._queries = [scores[passing]], [rows[passing]], [queries[passing]]
 
     def rows(self) -> list[np.ndarray]:
-        """Of each query."""
+        """The rows of each query."""
         bounds = np.cumsum(np.bincount(self._queries[0], minlength=len(self._k)))[:-1]
         return np.split(self._rows[0], bounds)

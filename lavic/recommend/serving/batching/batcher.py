@@ -148,7 +148,7 @@ class Batcher:
                 await asyncio.wait_for(self._arrived.wait(), remaining_s)
 
     def _prompts(self) -> int:
-        """Of all requests that wait."""
+        """The prompts of all requests that wait."""
         return sum(waiting.prompts for waiting in self._waiting)
 
     def _take(self) -> list[_Waiting]:
