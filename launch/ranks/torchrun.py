@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if "SLURM_NODEID" in os.environ and not any(arg.startswith("--node-rank") for arg in args):
         args = ["--node-rank", os.environ["SLURM_NODEID"], *args]
+    if "--module" in args:
+        # torchrun reads the ranks' own flags too, and would refuse --nproc as the start of several of its own.
+        args.insert(args.index("--module") + 1, "--")
     _forward_to_ranks(signal.SIGUSR1)
     threading.Thread(target=_announce_wait, args=(FIRST_S,), daemon=True).start()
     from torch.distributed.elastic.multiprocessing.api import SignalException

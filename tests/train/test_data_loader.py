@@ -81,6 +81,23 @@ def test_an_empty_set_and_an_indivisible_batch_are_refused() -> None:
 
 
 @pytest.mark.slow
+def test_an_error_of_a_worker_ends_the_process() -> None:
+    """Although the error that was printed, and with it the loader and its workers, exists until the exit."""
+    code = (
+        "from lavic.errors import DataError\n"
+        "from lavic.train.input.data_loader import prefetch\n"
+        "def make(number):\n"
+        "    raise DataError('a bad sample')\n"
+        "try:\n"
+        "    next(prefetch(make, range(9), 1))\n"
+        "except DataError as error:\n"
+        "    printed = error\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.slow
 def test_an_error_outside_the_loader_ends_the_process() -> None:
     """Its workers ignore the SIGTERM that Python sends at exit before it waits for them; they are killed silently."""
     code = (

@@ -115,16 +115,15 @@ def prefetch(make: Callable[[int], T], numbers: Sequence[int], workers: int) -> 
             worker_init_fn=_ignore_stop_signals if workers else None,
         )
     )
-    # At exit, Python sends SIGTERM to workers, which ignore it, and joins them: after an error, kill them instead.
+    # At exit, Python sends SIGTERM to workers, which ignore it, and joins them: after an error, whose traceback keeps
+    # them alive, kill them instead.
     kill = partial(_kill, [child for child in active_children() if child not in earlier])
     atexit.register(kill)
-    try:
-        for item in items:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-    finally:
-        atexit.unregister(kill)
+    for item in items:
+        if isinstance(item, Exception):
+            raise item
+        yield item
+    atexit.unregister(kill)
 
 
 class _FunctionDataset(Dataset[Any]):

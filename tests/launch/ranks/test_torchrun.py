@@ -100,6 +100,17 @@ def test_the_exit_code_is_that_of_the_failed_rank(start_ranks) -> None:
     assert "Traceback" not in error
 
 
+def test_the_flags_of_a_rank_are_not_those_of_torchrun(tmp_path) -> None:
+    """Also where they begin as torchrun's do, such as --nproc."""
+    (tmp_path / "rank_module.py").write_text("import sys\nprint('rank:', *sys.argv[1:])\n")
+    words = ["--nproc", "8", "--run", "a", "--", "-m", "b c"]
+    command = [sys.executable, "-m", "lavic.launch.ranks.torchrun", "--nnodes", "1", "--nproc-per-node", "1"]
+    command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), "--module", "rank_module", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"rank: {' '.join(words)}\n"
+
+
 def test_waiting_for_other_nodes_is_logged() -> None:
     rendezvous = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port())]
     code = "import lavic.launch.ranks.torchrun as t; t.FIRST_S = 0.2; t.main()"
