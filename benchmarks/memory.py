@@ -101,7 +101,7 @@ def read_photos(train: Any, photos: Any) -> float:
             assert data[row].text == data.meta_and_text(row)[1] != ""
         else:  # its samples are holes
             data._index(number)
-            assert data._text(number, 0, {"key": index.keys[row], "title": ""}, "")
+            assert data._text(number, 0, {"key": index.keys[row], "title": "", "source_sha256": ""}, "")
     positions = range(0, min(len(train), readable - 100), 97)
     start = time.perf_counter()
     for position in positions:
