@@ -260,9 +260,7 @@ def _run(args: Sequence[str], env: Mapping[str, str] | None = None) -> subproces
     if shutil.which(args[0]) is None:
         raise LaunchError(f"{args[0]} not found: run this on a login node of the cluster; --dry-run works anywhere")
     inherited = dict(os.environ)
-    if (
-        args[0] == "sbatch"
-    ):  # within a job, the new one would inherit what only describes that one: memory, GPUs, binding
+    if args[0] == "sbatch":  # within a job: its memory, GPUs and binding are not those of the new one
         inherited = {k: v for k, v in inherited.items() if not k.startswith("SLURM_") or k in _CLIENT_VARIABLES}
     try:
         return subprocess.run(
