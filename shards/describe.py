@@ -7,7 +7,7 @@ shard are kept beside it, so the same command resumes after any stop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from lavic.model.dims import weights_estimate
 from lavic.shards.teacher.description_page import write_page
 from lavic.shards.teacher.endpoint_teacher import EndpointTeacher, endpoint_origin
 from lavic.shards.teacher.local_teacher import LocalTeacher
+from lavic.shards.teacher.partial_descriptions import partial_path
 from lavic.shards.teacher.question import DEFAULT_QUESTION, Question, read_question
 from lavic.shards.teacher.shard_work import CATALOGUE, describe_shard
 from lavic.shards.teacher.tally import Tally
@@ -192,6 +193,8 @@ def _describe_set(data: ShardDataset, chosen: DescribeSettings, world: Distribut
     question = read_question(chosen.prompt_file) if chosen.prompt_file else None
     origin = _origin(chosen, question)
     to_describe = [n for n in own_shards if not _described(data, n, chosen, origin)]
+    if not data.is_remote:
+        _remove_partial_descriptions(data, set(own_shards).difference(to_describe))
     if world.is_main:
         print(
             f"{data.manifest.samples} photos in {len(shards)} shards; {len(to_describe)} of rank 0's {len(own_shards)} "
@@ -260,6 +263,14 @@ def _teacher(
         sampling=chosen.sampling,
         question=question,
     )
+
+
+def _remove_partial_descriptions(data: ShardDataset, described: Collection[int]) -> None:
+    """Removes what a command left that was killed after it had written the sidecar of a shard."""
+    for number in described:
+        path = partial_path(data.manifest.path(data.manifest.shards[number]))
+        if path.exists():  # in a read-only folder, removing a file that is not there is an error too
+            path.unlink()
 
 
 def _described(data: ShardDataset, number: int, chosen: DescribeSettings, expected: Mapping[str, str]) -> bool:

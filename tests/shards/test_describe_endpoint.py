@@ -142,6 +142,15 @@ def test_a_killed_command_continues_inside_the_shard(photos, server, words):
     assert server.requests - before < 30 + 2 * 4 + 4 * 4 and not begun.exists()
 
 
+def test_begun_descriptions_of_a_described_shard_are_removed(photos, words):
+    """A command was killed after it had written the sidecar."""
+    assert main(words()) == 0
+    begun = partial_path(photos.path(photos.shards[1]))
+    begun.write_bytes(b"{}\n")
+    assert main(words()) == 0
+    assert not begun.exists()
+
+
 def test_begun_descriptions_of_other_settings_are_not_used(photos, server, words):
     server.faults.extend([""] * 5 + ["hang"] * 4)
     run = subprocess.Popen([sys.executable, "-m", "lavic", *words()])
