@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from lavic.distributed.context import DistributedContext
 from lavic.errors import ConfigError
 from lavic.train.config import LoopSettings
-from lavic.train.input.data_loader import TrainDataLoader
+from lavic.train.input.data_loader import TrainDataLoader, prefetch
 from tests.train.toy import ToyData
 
 
@@ -95,6 +96,16 @@ def test_an_error_of_a_worker_ends_the_process() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_loader_that_is_closed_early_leaves_nothing_to_do_at_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_exit: list[object] = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    monkeypatch.setattr(atexit, "unregister", at_exit.remove)
+    batches = prefetch(abs, range(-4, 0), 0)
+    assert next(batches) == 4 and len(at_exit) == 1
+    batches.close()
+    assert not at_exit
 
 
 @pytest.mark.slow

@@ -119,10 +119,13 @@ def prefetch(make: Callable[[int], T], numbers: Sequence[int], workers: int) -> 
     # them alive, kill them instead.
     kill = partial(_kill, [child for child in active_children() if child not in earlier])
     atexit.register(kill)
-    for item in items:
-        if isinstance(item, Exception):
-            raise item
-        yield item
+    try:
+        for item in items:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    except GeneratorExit:
+        pass  # closed by the caller: the workers end with the iterator
     atexit.unregister(kill)
 
 
